@@ -1,0 +1,173 @@
+"""Property files and overrides: find, parse, merge and check them. Nothing given by a user is evaluated as code.
+
+Order, later wins: ``properties/overall.yaml`` < the model's or generator's file < the dataset's < the user's files <
+``--key=value``. (RecBole's own defaults come before all of them; see plugin.py.) The YAML files are the one place where
+defaults are written; a stage's config is a dataclass without defaults that :func:`make_config` fills from them.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from girl_recbole.errors import ConfigError
+
+__all__ = ["check_keys", "load_properties", "make_config", "parse_overrides", "parse_value", "properties_file"]
+
+T = TypeVar("T")
+_WORDS = {"true": True, "false": False, "none": None, "null": None, "~": None}
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads ``1e-3`` as a float (YAML 1.1 wants ``1.0e-3``) and refuses a key given twice."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise ConfigError(f"{key_node.start_mark.name}: key {key!r} is given twice.")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\.\d[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+"
+               r"|\.inf|\.nan)$", re.IGNORECASE),
+    list("-+0123456789."),
+)  # fmt: skip
+
+
+def properties_file(relative: str) -> Path:
+    """The shipped property file, for example ``model/GIRLEnhancedMLP.yaml``: in the package, or beside it."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "properties", package.parent / "properties"):
+        if (folder / relative).exists():
+            return folder / relative
+    return package / "properties" / relative
+
+
+def load_properties(path: Path) -> dict[str, Any]:
+    """Read one YAML property file. An empty file gives ``{}``; anything but a mapping is an error."""
+    path = Path(path)
+    if not path.exists():
+        raise ConfigError(f"{path}: no such property file.")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a YAML file: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a mapping of key: value is required, not a {type(values).__name__}.")
+    return values
+
+
+def parse_value(text: str) -> Any:
+    """A command-line value as a Python literal, or else as the plain string. ``__import__('os')`` is a string."""
+    word = text.strip().lower()
+    if word in _WORDS:
+        return _WORDS[word]
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        return text
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
+    """``["--a=1", "--b", "x=y"]`` -> ``{"a": 1, "b": "x=y"}``. The last of a repeated key wins."""
+    overrides: dict[str, Any] = {}
+    waiting = iter(arguments)
+    for argument in waiting:
+        if not argument.startswith("--") or argument == "--":
+            raise ConfigError(f"cannot read the argument {argument!r}; overrides are written --key=value.")
+        key, equals, value = argument[2:].partition("=")
+        if not equals:
+            value = next(waiting, None)
+            if value is None or value.startswith("--"):
+                raise ConfigError(f"--{key} has no value; write --{key}=VALUE.")
+        overrides[key.replace("-", "_")] = parse_value(value)
+    return overrides
+
+
+def check_keys(given: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Raise ``ConfigError`` for the keys that nobody knows, each with the nearest known one."""
+    known = sorted(set(known))
+    unknown = [key for key in given if key not in known]
+    if not unknown:
+        return
+    said = []
+    for key in unknown:
+        near = difflib.get_close_matches(key, known, n=1)
+        said.append(f"unknown key {key!r}" + (f" - did you mean {near[0]!r}?" if near else ""))
+    raise ConfigError(f"{where}: " + "; ".join(said))
+
+
+def make_config(
+    kind: type[T],
+    *,
+    dataset: str | None = None,
+    preset: str | None = None,
+    files: Iterable[Path] = (),
+    overrides: Mapping[str, Any] | None = None,
+) -> T:
+    """Fill the dataclass ``kind`` from the property files, in the order that the module's docstring gives.
+
+    ``preset`` is a shipped file such as ``generator/tiny``. Keys of other stages are allowed in files (one file can
+    serve a whole pipeline) but not in ``overrides``; a key that no stage and no model knows is an error anywhere.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    values = load_properties(properties_file("overall.yaml"))
+    known = known_keys()
+    layers = [properties_file(f"{preset}.yaml")] if preset else []
+    shipped = properties_file(f"dataset/{dataset}.yaml")
+    layers += [shipped] if dataset and shipped.exists() else []
+    for path in [*layers, *map(Path, files)]:
+        layer = load_properties(path)
+        check_keys(layer, known, str(path))
+        values.update(layer)
+    if overrides:
+        check_keys(overrides, fields, kind.__name__)
+        values.update(overrides)
+    missing = [name for name in fields if name not in values]
+    if missing:
+        raise ConfigError(f"{kind.__name__}: no value for {', '.join(missing)}.")
+    hints = typing.get_type_hints(kind)
+    return kind(**{name: _typed(name, values[name], hints[name]) for name in fields})
+
+
+def known_keys() -> set[str]:
+    """Every key that a shipped property file sets: the stages' and the models'."""
+    folder = properties_file("overall.yaml").parent
+    keys: set[str] = set()
+    for path in [folder / "overall.yaml", *sorted(folder.glob("*/*.yaml"))]:
+        if path.parent.name != "sweep":
+            keys.update(load_properties(path))
+    return keys
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    for option in options:
+        option = typing.get_origin(option) or option
+        if option is types.NoneType:
+            if value is None:
+                return None
+        elif option is Any or (isinstance(value, option) and not (isinstance(value, bool) and option is not bool)):
+            return value
+        elif option is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        elif option is tuple and isinstance(value, list):
+            return tuple(value)
+    names = " or ".join(getattr(option, "__name__", str(option)) for option in options)
+    raise ConfigError(f"{name}: {value!r} is a {type(value).__name__}; {names} is required.")

@@ -1,0 +1,1 @@
+"""The recommender models, one file a family."""
