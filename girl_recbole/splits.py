@@ -1,25 +1,26 @@
-"""Train, valid and test of the recommendation stage: ``warm``, ``cold``, ``cold_strict``, written as RecBole benchmark files.
+"""Train, valid and test of the recommendation stage: ``warm``, ``cold``, ``cold_strict``, as RecBole benchmark files.
 
 The paper (GIRL, arXiv 2307.02157, Table I) gives the shares 77 / 9.5 / 13.5 % of the interactions, and no rule. Ours:
 
-``warm``         Every seeker of valid and test is in train. Rows are put in order (by time where they have times, else by
-                 a random draw) and cut once: what comes before the cut is train, then valid, then test. A seeker whose
-                 rows all come after the cut is unknown at the cut. ``warm_unseen: move`` sends the earliest row of each
-                 such seeker to train, and the cut moves forward so that the shares hold; nothing is lost, a seeker's own
-                 train rows still precede his valid and test rows, and valid precedes test. ``warm_unseen: drop`` removes
-                 those seekers' rows instead, so that all of train precedes all of valid and test; the cut is then the
-                 latest one that leaves train its share of what is kept.
-``cold``         No seeker is in two parts. Seekers are drawn in a random order; the first whose rows fill the test share
-                 are test, then valid, then train. They may be in the sft and reward stages.
+``warm``         Every seeker of valid and test is in train. Rows are put in order (by time where they have times, else
+                 by a random draw) and cut once: what comes before the cut is train, then valid, then test. A seeker
+                 whose rows all come after the cut is unknown at the cut. ``warm_unseen: move`` sends the earliest row
+                 of each such seeker to train, and the cut moves back so that the shares hold; nothing is lost, a
+                 seeker's own train rows still precede his valid and test rows, and valid precedes test.
+                 ``warm_unseen: drop`` removes those seekers' rows instead, so that all of train precedes all of valid
+                 and test; the cut is then the latest one that leaves train its share of what is kept.
+``cold``         No seeker is in two parts. Seekers are drawn in a random order; the first whose rows fill the test
+                 share are test, then valid, then train. They may be in the sft and reward stages.
 ``cold_strict``  As ``cold``, and the seekers of valid and test are drawn from those who are in no stage at all.
 
-Several rows of one (seeker, job) pair become one before anything else: the matched one if there is one, and of these the
-earliest; the rest are dropped and counted. So no pair can be in two parts.
+Several rows of one (seeker, job) pair become one before anything else: the matched one if there is one, and of these
+the earliest; the rest are dropped and counted. So no pair can be in two parts.
 
 With ``split_suffix: s1`` the files are NAME.cold-s1.train.inter and so on, and a recommender names ``split: cold-s1``:
 several draws (``split_seed``) lie side by side. Rules are pure functions of (rows, shares, seed); the order of the rows
 in the file does not matter. Refused, because a figure measured on it would be wrong: a seeker of the rl stage in valid,
-test, sft or reward; an empty part; valid or test with one class only.
+test, sft or reward; an empty part; valid or test with one class only. NAME.SPLIT.overlap is a table of the seekers,
+jobs and pairs that each two of the parts and stages share.
 """
 
 from __future__ import annotations
@@ -188,7 +189,7 @@ def cold_parts(rows: pd.DataFrame, ratio: list[float], seed: int, *, excluded: s
 
 
 def overlaps(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """``first, second, seekers, jobs, pairs``: what each two of ``frames`` share. A frame without item_id has no jobs."""
+    """``first, second, seekers, jobs, pairs``: what each two of ``frames`` share. No item_id, no jobs."""
     seekers = {name: set(frame["user_id"]) for name, frame in frames.items()}
     jobs = {name: set(frame["item_id"]) if "item_id" in frame else set() for name, frame in frames.items()}
     pairs = {
@@ -297,7 +298,7 @@ def _check_parts(
     empty = [part for part, frame in parts.items() if not len(frame)]
     if empty:
         advice = (
-            "cold_strict needs seekers of NAME.inter who are in no stage; use --split=cold or fewer seekers in the stages"
+            "cold_strict needs seekers of NAME.inter who are in no stage; use --split=cold or smaller stages"
             if name.startswith("cold_strict")
             else "each part needs a row: more interactions, or other shares (split_ratio)"
         )

@@ -52,13 +52,17 @@ def parts_of(files, name):
 # ------------------------------------------------------------------------------------------------------------- rules
 
 
+EIGHT = frame(
+    [(f"u{u}", f"i{t}", 0.0, float(t)) for u, t in [(1, 1), (1, 2), (2, 3), (2, 4), (3, 6), (3, 7), (3, 8), (1, 9)]]
+)
+
+
 def test_warm_move_by_hand():
     """u1 has rows at 1, 2, 9; u2 at 3, 4; u3 (unknown at the cut) at 6, 7, 8. Shares .5/.25/.25 of 8 rows: 4/2/2.
 
     With the cut after time 3, train is 1, 2, 3 and u3's earliest (6); a cut one row later would make 5.
     """
-    rows = frame([(u, f"i{t}", 0.0, float(t)) for u, t in
-                  [("u1", 1), ("u1", 2), ("u2", 3), ("u2", 4), ("u3", 6), ("u3", 7), ("u3", 8), ("u1", 9)]])  # fmt: skip
+    rows = EIGHT
     codes, moved = warm_parts(rows, [0.5, 0.25, 0.25], 0, by_time=True, unseen="move")
     assert codes.tolist() == [0, 0, 0, 1, 0, 1, 2, 2]
     assert moved == 1
@@ -69,8 +73,7 @@ def test_warm_drop_by_hand():
 
     k = 5 keeps all 8 (5 > 4), so the latest cut that leaves train at most half of what is kept is k = 1.
     """
-    rows = frame([(u, f"i{t}", 0.0, float(t)) for u, t in
-                  [("u1", 1), ("u1", 2), ("u2", 3), ("u2", 4), ("u3", 6), ("u3", 7), ("u3", 8), ("u1", 9)]])  # fmt: skip
+    rows = EIGHT
     codes, moved = warm_parts(rows, [0.5, 0.25, 0.25], 0, by_time=True, unseen="drop")
     assert codes.tolist() == [0, 1, -1, -1, -1, -1, -1, 2]
     assert moved == 0
@@ -130,7 +133,7 @@ def test_warm_properties(rows, seed, by_time, unseen):
 def test_cold_properties(rows, seed, excluded):
     codes = cold_parts(rows, RATIO, seed, excluded=excluded)
     seekers = [set(rows[codes == code]["user_id"]) for code in range(3)]
-    assert not (seekers[0] & seekers[1] or seekers[0] & seekers[2] or seekers[1] & seekers[2])
+    assert sum(map(len, seekers)) == len(set().union(*seekers))
     assert not (seekers[1] | seekers[2]) & excluded
     assert set(np.unique(codes)) <= {0, 1, 2}
     assert (cold_parts(rows, RATIO, seed, excluded=excluded) == codes).all()
