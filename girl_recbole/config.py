@@ -21,7 +21,16 @@ import yaml
 
 from girl_recbole.errors import ConfigError
 
-__all__ = ["check_keys", "load_properties", "make_config", "parse_overrides", "parse_value", "properties_file"]
+__all__ = [
+    "check_keys",
+    "documented_keys",
+    "known_keys",
+    "load_properties",
+    "make_config",
+    "parse_overrides",
+    "parse_value",
+    "properties_file",
+]
 
 T = TypeVar("T")
 _WORDS = {"true": True, "false": False, "none": None, "null": None, "~": None}
@@ -63,7 +72,7 @@ def load_properties(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise ConfigError(f"{path}: no such property file.")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a YAML file: {error}") from None
     if values is None:
@@ -154,6 +163,12 @@ def known_keys() -> set[str]:
         if path.parent.name != "sweep":
             keys.update(load_properties(path))
     return keys
+
+
+def documented_keys(relative: str = "overall.yaml") -> list[tuple[str, str, str]]:
+    """``(key, default as written, "(type, unit) meaning")`` of each line of a shipped property file, in its order."""
+    lines = properties_file(relative).read_text(encoding="utf-8").splitlines()
+    return [match.groups() for line in lines if (match := re.match(r"(\w+): (.*?)\s+# (\(.*)", line))]  # type: ignore
 
 
 def _typed(name: str, value: Any, hint: Any) -> Any:

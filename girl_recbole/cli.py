@@ -1,0 +1,220 @@
+"""The command line ``girl``: parse, call one stage, print its report. Nothing else.
+
+Every stage takes ``--key=value`` for the keys of its config, ``--config FILE`` for property files (may be repeated) and
+``--data-path``. An error that we raise on purpose is one message and exit code 2; nothing given here runs as code.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from girl_recbole import __version__
+from girl_recbole.atomic import DatasetFiles
+from girl_recbole.config import make_config, parse_overrides, properties_file
+from girl_recbole.errors import ConfigError, GirlError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="GIRL, generative job recommendation, stage by stage. Train recommenders with run_recbole.",
+)
+
+_STAGES = {  # command: module, verb, config
+    "simulate": ("girl_recbole.market", "simulate", "MarketConfig"),
+    "prepare": ("girl_recbole.prepare", "prepare", "PrepareConfig"),
+    "split": ("girl_recbole.splits", "split", "SplitConfig"),
+    "sft": ("girl_recbole.sft", "train", "SFTConfig"),
+    "generate": ("girl_recbole.generate", "generate", "GenerateConfig"),
+    "embed": ("girl_recbole.embed", "embed", "EmbedConfig"),
+}
+_STAGE = {"allow_extra_args": True, "ignore_unknown_options": True}
+_Name = Annotated[str, typer.Argument(help="the dataset, a folder below the data path")]
+_DataPath = Annotated[Path, typer.Option(help="folder of the datasets")]
+_Config = Annotated[list[Path], typer.Option(help="property file(s), YAML; later ones win")]
+_Preset = Annotated[str, typer.Option(help="a shipped file of properties/generator/: tiny, qwen-0.5b-lora, ...")]
+
+
+@app.command(context_settings=_STAGE)
+def simulate(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="name of the new dataset")] = "jobrec-sim",
+    data_path: _DataPath = Path("dataset"),
+    config: _Config = [],  # noqa: B006 - typer reads the default, nobody changes it
+):
+    """Simulate a recruiting market whose true match probabilities are known."""
+    _run("simulate", context, name, data_path, config)
+
+
+@app.command(context_settings=_STAGE)
+def prepare(
+    context: typer.Context,
+    source: Annotated[str, typer.Argument(help="resume-corpus, incruit, pjf or tables")],
+    name: Annotated[str, typer.Argument(help="name of the new dataset")],
+    data_path: _DataPath = Path("dataset"),
+    config: _Config = [],  # noqa: B006
+):
+    """Turn raw CVs, jobs and feedback into a dataset; say what was read, kept and dropped, and why."""
+    _run("prepare", context, name, data_path, config, source=source)
+
+
+@app.command(context_settings=_STAGE)
+def split(context: typer.Context, name: _Name, data_path: _DataPath = Path("dataset"), config: _Config = []):  # noqa: B006
+    """Cut the recommendation stage into train, valid and test: warm, cold or cold_strict."""
+    _run("split", context, name, data_path, config)
+
+
+@app.command(context_settings=_STAGE)
+def sft(
+    context: typer.Context,
+    name: _Name,
+    preset: _Preset = "tiny",
+    data_path: _DataPath = Path("dataset"),
+    config: _Config = [],  # noqa: B006
+):
+    """Fine-tune a language model on matched CV-JD pairs: GIRL's first stage."""
+    _run("sft", context, name, data_path, config, preset=preset)
+
+
+@app.command(context_settings=_STAGE)
+def generate(
+    context: typer.Context,
+    name: _Name,
+    preset: _Preset = "tiny",
+    data_path: _DataPath = Path("dataset"),
+    config: _Config = [],  # noqa: B006
+):
+    """Write n JDs for every CV with a trained generator; resumes where it was stopped."""
+    _run("generate", context, name, data_path, config, preset=preset)
+
+
+@app.command(context_settings=_STAGE)
+def embed(context: typer.Context, name: _Name, data_path: _DataPath = Path("dataset"), config: _Config = []):  # noqa: B006
+    """Encode CVs, JDs and generated JDs, each distinct text once."""
+    _run("embed", context, name, data_path, config)
+
+
+@app.command()
+def stats(name: _Name, data_path: _DataPath = Path("dataset")):
+    """Describe a dataset: sizes, match rates, text lengths, vocabulary overlap, oracle, shared seekers."""
+    from girl_recbole.stats import describe
+
+    _show(describe(_files(name, data_path)))
+
+
+@app.command(context_settings=_STAGE)
+def run(context: typer.Context):
+    """Train and test a recommender: the same as the command run_recbole."""
+    from girl_recbole.run import main as run_main
+
+    raise typer.Exit(run_main(context.args))
+
+
+@app.command()
+def keys(stage: Annotated[str, typer.Argument(help="simulate, prepare, split, sft, generate or embed")]):
+    """List the --key=value properties of a stage: type, unit, meaning and default."""
+    import dataclasses
+
+    from girl_recbole.config import documented_keys
+
+    if stage not in _STAGES:
+        raise ConfigError(f"{stage!r} is no stage; the stages are {', '.join(_STAGES)}.")
+    module, _, kind = _STAGES[stage]
+    fields = {field.name for field in dataclasses.fields(getattr(importlib.import_module(module), kind))}
+    for key, default, meaning in documented_keys():
+        if key in fields:
+            print(f"--{key}={default}\n    {meaning}")
+
+
+@app.command()
+def version():
+    """Print the version."""
+    print(__version__)
+
+
+def main() -> None:
+    """Entry point of the console script ``girl``."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "urllib3", "filelock"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        app()
+    except GirlError as error:
+        _fail(str(error))
+    except OSError as error:
+        where = error.filename or "system"
+        _fail(f"{where}: {error.strerror or error}. What was finished is kept; run the same command again.")
+    except KeyboardInterrupt:
+        print("girl: stopped; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+def _run(stage: str, context: typer.Context, name: str, data_path: Path, config: list[Path],
+         preset: str | None = None, **arguments: Any) -> None:  # fmt: skip
+    module_name, verb, kind = _STAGES[stage]
+    module = importlib.import_module(module_name)
+    files = _files(name, data_path, new=stage in ("simulate", "prepare"))
+    if preset is not None and not properties_file(f"generator/{preset}.yaml").exists():
+        shipped = sorted(path.stem for path in properties_file("overall.yaml").parent.glob("generator/*.yaml"))
+        raise ConfigError(f"--preset {preset}: no such generator file; shipped: {', '.join(shipped)}.")
+    filled = make_config(
+        getattr(module, kind),
+        dataset=name,
+        preset=None if preset is None else f"generator/{preset}",
+        files=config,
+        overrides=parse_overrides(context.args),
+    )
+    _show(getattr(module, verb)(files, filled, **arguments))
+
+
+def _files(name: str, data_path: Path, new: bool = False) -> DatasetFiles:
+    if not re.fullmatch(r"[\w][\w.-]*", name):
+        raise ConfigError(f"{name!r} cannot be the name of a dataset; use letters, digits, '-', '_' and '.'.")
+    if new:
+        return DatasetFiles(data_path / name, name)
+    from girl_recbole.shipped import locate
+
+    return locate(name, data_path)
+
+
+def _show(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for key, value in _flat(report):
+        table.add_row(key, value)
+    Console(soft_wrap=True).print(table)
+
+
+def _flat(report: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, value in report.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for number, entry in enumerate(value):
+                rows += _flat(entry, f"{prefix}{key}[{number}].")
+        else:
+            rows.append((f"{prefix}{key}", f"{value:.4g}" if isinstance(value, float) else str(value)))
+    return rows
+
+
+def _fail(message: str) -> None:
+    print(f"girl: error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
