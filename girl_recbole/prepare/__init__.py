@@ -1,4 +1,4 @@
-"""``girl prepare SOURCE``: raw sources become the files of atomic.py. One module a source; this is their register.
+"""``girl prepare SOURCE NAME``: raw sources become the files of atomic.py. One module a source; this is their register.
 
 Each converter writes NAME.inter, the stages, .udoc and .idoc, a manifest beside each, and NAME.report.txt: what it
 read, kept and dropped, and why, by count.
@@ -8,33 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from girl_recbole.atomic import DatasetFiles
 from girl_recbole.errors import ConfigError
 from girl_recbole.prepare import incruit, pjf, resume_corpus, tables
 
-__all__ = ["SOURCES", "Source", "prepare"]
+__all__ = ["SOURCES", "PrepareConfig", "prepare"]
 
 
 @dataclass(frozen=True)
-class Source:
-    """A converter and the kind of config that it takes: ``make_config(SOURCES["pjf"].config, overrides=...)``."""
+class PrepareConfig(
+    resume_corpus.ResumeCorpusConfig, incruit.IncruitConfig, pjf.PjfConfig, tables.TablesConfig
+):  # fmt: skip
+    """The keys of all converters, so that one property file or command line serves each of them."""
 
-    config: type
-    run: Callable[[DatasetFiles, Any], dict]
 
-
-SOURCES = {
-    "resume-corpus": Source(resume_corpus.ResumeCorpusConfig, resume_corpus.prepare),
-    "incruit": Source(incruit.IncruitConfig, incruit.prepare),
-    "pjf": Source(pjf.PjfConfig, pjf.prepare),
-    "tables": Source(tables.TablesConfig, tables.prepare),
+SOURCES: dict[str, Callable[[DatasetFiles, PrepareConfig], dict]] = {
+    "resume-corpus": resume_corpus.prepare,
+    "incruit": incruit.prepare,
+    "pjf": pjf.prepare,
+    "tables": tables.prepare,
 }
 
 
-def prepare(source: str, files: DatasetFiles, config: Any) -> dict:
+def prepare(files: DatasetFiles, config: PrepareConfig, source: str) -> dict:
     """Convert ``source`` into the dataset ``files``; returns the report of what was read, kept and dropped."""
     if source not in SOURCES:
         raise ConfigError(f"prepare: unknown source {source!r}; known: {', '.join(SOURCES)}.")
-    return SOURCES[source].run(files, config)
+    return SOURCES[source](files, config)
