@@ -1,0 +1,217 @@
+"""On-disk formats: any text round-trips, any broken file is a readable error."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from girl_recbole.atomic import (
+    DatasetFiles,
+    iter_docs,
+    read_docs,
+    read_generated,
+    read_interactions,
+    read_table,
+    read_users,
+    write_docs,
+    write_generated,
+    write_interactions,
+    write_table,
+    write_users,
+)
+from girl_recbole.errors import DataError
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
+awkward = st.lists(
+    st.sampled_from(
+        ["\\", "\t", "\n", "\r", "\0", '"', "'", "\\n", "\x0b", "\x1c", "\x85", "\u2028", "é", "🧑‍🔧", "한국어", " "]
+    )
+).map("".join)
+ids = st.text(st.characters(categories=["L", "N", "P"]), min_size=1, max_size=12)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("atomic")
+
+
+# -------------------------------------------------------------------------------------------------------- round trips
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(ids, texts | awkward, max_size=6), st.sampled_from(["user", "item"]))
+def test_documents_round_trip(folder, docs, kind):
+    assert write_docs(folder / "d.doc", docs.items(), kind) == len(docs)
+    assert read_docs(folder / "d.doc") == docs
+    assert len((folder / "d.doc").read_bytes().split(b"\n")) == len(docs) + 2  # one record a line
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.dictionaries(ids, st.lists(texts | awkward, min_size=1, max_size=3), max_size=4))
+def test_generated_round_trip(folder, generated):
+    rows = [(user, n, text) for user, found in generated.items() for n, text in enumerate(found)]
+    assert write_generated(folder / "g.gdoc", rows) == len(rows)
+    assert read_generated(folder / "g.gdoc") == generated
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(ids, ids, st.sampled_from([0.0, 1.0]), st.floats(0, 2e9)), max_size=8), st.booleans())
+def test_interactions_round_trip(folder, rows, timed):
+    frame = pd.DataFrame(rows, columns=["user_id", "item_id", "label", "timestamp"])
+    frame = frame.astype({"user_id": object, "item_id": object, "label": float, "timestamp": float})
+    frame = frame if timed else frame.drop(columns="timestamp")
+    write_interactions(folder / "x.inter", frame)
+    pd.testing.assert_frame_equal(read_interactions(folder / "x.inter"), frame, check_dtype=len(frame) > 0)
+
+
+def test_whole_labels_and_times_are_written_without_a_point(tmp_path):
+    frame = pd.DataFrame([("u", "i", 1.0, 1.7e9)], columns=["user_id", "item_id", "label", "timestamp"])
+    write_interactions(tmp_path / "x.inter", frame)
+    assert (tmp_path / "x.inter").read_text() == (
+        "user_id:token\titem_id:token\tlabel:float\ttimestamp:float\nu\ti\t1\t1700000000\n"
+    )
+
+
+def test_one_megabyte_and_empty_documents(tmp_path):
+    docs = {"long": "é\t\\" * 350_000, "empty": ""}
+    write_docs(tmp_path / "d.udoc", docs.items(), "user")
+    assert read_docs(tmp_path / "d.udoc") == docs
+
+
+def test_users_round_trip_in_order(tmp_path):
+    write_users(tmp_path / "r.user", ["u2", "u10", "NA", "007"])
+    assert read_users(tmp_path / "r.user") == ["u2", "u10", "NA", "007"]
+
+
+def test_recbole_pjf_documents(tmp_path):
+    (tmp_path / "z.udoc").write_text(
+        "user_id:token\tuser_doc:token_seq\nu1\tjava \\n sql\nu1\t team lead\r\n\nu2\tcook\n"
+    )
+    assert read_docs(tmp_path / "z.udoc") == {"u1": "java \\n sql\n team lead", "u2": "cook"}
+    (tmp_path / "z.idoc").write_text("job_id:token\tjob_doc:token_seq\ni1\ta\ni2\tb\ni1\tc\n")
+    with pytest.raises(DataError, match="line 4: second document of i1"):
+        read_docs(tmp_path / "z.idoc")
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path):
+    (tmp_path / "a.user").write_bytes(b"\xef\xbb\xbfuser_id:token\nu1\n")
+    assert read_users(tmp_path / "a.user") == ["u1"]
+
+
+def test_names_of_files(tmp_path):
+    files = DatasetFiles(tmp_path, "toy")
+    assert files.stage("rl").name == "toy.rl.user"
+    assert files.stage("sft").name == "toy.sft.inter"
+    assert files.split("cold-s1", "test").name == "toy.cold-s1.test.inter"
+    assert files.gdoc("tiny").name == "toy.tiny.gdoc"
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.udoc"
+    write_docs(path, [("u1", "old")], "user")
+
+    def rows():
+        yield "u1", "half"
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_docs(path, rows(), "user")
+    assert read_docs(path) == {"u1": "old"}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.udoc"]
+
+
+# ---------------------------------------------------------------------------------------------------------- bad input
+
+
+def _file(tmp_path, content: str | bytes, name="x.inter"):
+    path = tmp_path / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+INTER = "user_id:token\titem_id:token\tlabel:float\n"
+UDOC = "user_id:token\tuser_doc:text\n"
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ("", "empty file; a header with types"),
+        ("user_id\titem_id\tlabel\nu\ti\t1\n", "no type for user_id, item_id, label"),
+        ("user_id:token\titem_id:token\nu\ti\n", "no column label; it has user_id, item_id"),
+        (INTER + "u\ti\t1\nu\tj\n", r"1 rows with too few fields \(line 3\); 3 are required"),
+        (INTER + "u\ti\t1\nu\tj\t1\t5\n", "every row needs 3 tab-separated fields"),
+        (INTER + "u\ti\tyes\n", "'yes' on line 2 is not a number"),
+        (INTER + "u\ti\t1\nu\tj\t2\nu\tk\t\n", "2 of 3 labels are neither 0 .* first 2.0 on line 3"),
+        (INTER.encode() + b"u\ti\xff\t1\n", "not UTF-8"),
+        (b"user_\xe9:token\n", "line 1 is not UTF-8"),
+    ],
+)
+def test_bad_interactions(tmp_path, content, said):
+    with pytest.raises(DataError, match=said):
+        read_interactions(_file(tmp_path, content))
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ("", "empty file"),
+        (INTER, "the header must be ID:token"),
+        (UDOC + "u1\tone\nu2\ttw", r"cut short in line 3 \(no line end\)"),
+        (UDOC + "u1\tone\nu1\ttwo\n", "line 3: second document of u1; ids must be unique"),
+        (UDOC + "u1\tone\nu2\n", "line 3 has 1 tab-separated fields; 2 are required"),
+        (UDOC + "u1\ta\tb\n", "line 2 has 3 tab-separated fields; 2 are required"),
+        (UDOC + "u1\tc:\\users\n", r"line 2: unknown escape '\\u'"),
+        (UDOC + "u1\tends in \\\n", r"unknown escape '\\'"),
+        (UDOC.encode() + b"u1\tcaf\xe9\n", r"line 2 is not UTF-8 \(byte 6\)"),
+    ],
+)
+def test_bad_documents(tmp_path, content, said):
+    with pytest.raises(DataError, match=said):
+        list(iter_docs(_file(tmp_path, content, "x.udoc")))
+
+
+def test_missing_file(tmp_path):
+    for read in (read_table, read_docs, read_generated):
+        with pytest.raises(DataError, match="x: no such file"):
+            read(tmp_path / "x")
+
+
+def test_samples_out_of_order(tmp_path):
+    path = _file(tmp_path, "user_id:token\tsample:float\ttext:text\nu1\t0\ta\nu1\t2\tb\n", "x.gdoc")
+    with pytest.raises(DataError, match="line 3: sample 2 of u1 where 1 was due"):
+        read_generated(path)
+
+
+@pytest.mark.parametrize("bad", ["", "a b", "a\tb", "a\nb", "a\0b", 7, None, float("nan")])
+def test_bad_ids_are_not_written(tmp_path, bad):
+    with pytest.raises(DataError, match="1 ids in user_id are empty or hold white space or NUL"):
+        write_docs(tmp_path / "x.udoc", [("u1", "a"), (bad, "b")], "user")
+    with pytest.raises(DataError, match="1 ids in user_id"):
+        write_users(tmp_path / "x.user", ["u1", bad]) if isinstance(bad, str) else write_table(
+            tmp_path / "x.user", pd.DataFrame({"user_id": ["u1", bad]}, dtype=object), {"user_id": "token"}
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_duplicates_and_surrogates_are_not_written(tmp_path):
+    with pytest.raises(DataError, match="line 3: second document of u1"):
+        write_docs(tmp_path / "x.udoc", [("u1", "a"), ("u1", "b")], "user")
+    with pytest.raises(DataError, match="the text of u1 has a lone surrogate at position 1"):
+        write_docs(tmp_path / "x.udoc", [("u1", "a\ud800")], "user")
+    with pytest.raises(DataError, match="unknown type 'int'"):
+        write_table(tmp_path / "x", pd.DataFrame({"a": [1]}), {"a": "int"})
+    with pytest.raises(ValueError, match="kind must be"):
+        write_docs(tmp_path / "x.udoc", [], "job")
+
+
+def test_ids_that_look_like_numbers_or_nothing_stay_text(tmp_path):
+    frame = pd.DataFrame({"user_id": ["NA", "007", "1e5"], "item_id": ["null", "nan", '"q"'], "label": [1.0, 0.0, 1.0]})
+    write_interactions(tmp_path / "x.inter", frame)
+    read = read_interactions(tmp_path / "x.inter")
+    assert read["user_id"].tolist() == ["NA", "007", "1e5"]
+    assert read["item_id"].tolist() == ["null", "nan", '"q"']
+    assert read["label"].dtype == np.float64
