@@ -1,0 +1,253 @@
+"""RecBole's Config with our property files, literal values, early errors and our splits; it replaces the stock one.
+
+Order, later wins: RecBole's own defaults < properties/overall.yaml < properties/model/MODEL.yaml <
+properties/dataset/DATASET.yaml < the user's files < the dict < the command line.
+
+Where it differs from the stock class:
+
+* a string in the dict or on the command line is a Python literal, or else that string; stock RecBole evaluates it;
+* of the command line it takes ``--key=value`` with a key that is a Python name, the value may hold ``=``, the last of a
+  repeated key wins, and it leaves alone whatever else the host program (pytest, a Ray worker) was started with;
+  ``arguments=[...]`` replaces the command line of the process;
+* files are read by the safe YAML loader, and a key given twice in one file is an error;
+* models of ours use the dataset ``dataset`` of overall.yaml when none is named; an unknown model or metric is an error
+  with a suggestion;
+* ``split: warm | cold | cold_strict`` (or a further draw, such as ``cold-s1``) selects the files
+  NAME.SPLIT.{train,valid,test}.inter, where a dataset has them, unless ``benchmark_filename`` is given;
+* a dataset that ships with this package and is not in ``data_path`` is copied there;
+* on a machine without GPU, several processes talk through gloo;
+* it pickles without classes of models, devices and loaders, so that checkpoints load safely and on another device.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import recbole
+import torch
+import yaml
+from recbole.config.configurator import Config as StockConfig
+from recbole.evaluator.register import metric_types
+from recbole.utils import get_model
+
+from girl_recbole.atomic import PARTS, SPLITS, DatasetFiles
+from girl_recbole.config import check_keys, known_keys, load_properties, parse_value, properties_file
+from girl_recbole.errors import ConfigError, DataError
+from girl_recbole.plugin import MODELS
+from girl_recbole.shipped import locate, shipped_folder
+
+__all__ = ["Config", "check_known", "check_model", "model_names"]
+
+_RECBOLE = Path(recbole.__file__).parent
+_ARGUMENT = re.compile(r"--([A-Za-z_]\w*)=(.*)", re.DOTALL)
+_KEY_IN_CODE = re.compile(r"""config\[\s*f?["'](\w+)["']\s*\]|config\.(?:get\(\s*["'])?(\w+)""")
+_LAUNCH = ("nproc", "world_size", "ip", "port", "offset", "local_rank", "config_files", "model", "dataset")
+
+
+class Config(StockConfig):
+    def __init__(
+        self,
+        model: str | type | None = None,
+        dataset: str | None = None,
+        config_file_list: Sequence[str | os.PathLike] | None = None,
+        config_dict: dict[str, Any] | None = None,
+        arguments: Sequence[str] | None = None,
+    ) -> None:
+        self._arguments = _command_line() if arguments is None else list(arguments)
+        super().__init__(model, dataset, config_file_list, config_dict)
+        del self._arguments
+
+    # ------------------------------------------------------------------------------------------ reading, no eval
+
+    def _convert_config_dict(self, config_dict):
+        return {key: parse_value(value) if isinstance(value, str) else value for key, value in config_dict.items()}
+
+    def _load_config_files(self, file_list):
+        values: dict[str, Any] = {}
+        for file in file_list or ():
+            values.update(load_properties(Path(file)))
+        return values
+
+    def _load_cmd_line(self):
+        found = (_ARGUMENT.fullmatch(argument) for argument in self._arguments)
+        return {match[1]: parse_value(match[2]) for match in found if match}
+
+    # ------------------------------------------------------------------------------------------------- defaults
+
+    def _get_model_and_dataset(self, model, dataset):
+        model = self.external_config_dict.get("model") if model is None else model
+        if model is None:
+            raise ConfigError("no model: name one with --model=NAME, in a property file, or as an argument.")
+        if isinstance(model, str):
+            check_model(model)
+        dataset = self.external_config_dict.get("dataset") if dataset is None else dataset
+        if dataset is None and model in MODELS:
+            dataset = load_properties(properties_file("overall.yaml"))["dataset"]
+        if dataset is None:
+            raise ConfigError(f"{model}: no dataset: name one with --dataset=NAME or in a property file.")
+        return super()._get_model_and_dataset(model, dataset)
+
+    def _load_internal_config_dict(self, model, model_class, dataset):
+        super()._load_internal_config_dict(model, model_class, dataset)
+        for name in ("overall.yaml", f"model/{model}.yaml", f"dataset/{dataset}.yaml"):
+            path = properties_file(name)
+            if path.exists():
+                self.internal_config_dict.update(load_properties(path))
+
+    def _set_default_parameters(self):
+        self._check_metrics()
+        super()._set_default_parameters()
+        final = self.final_config_dict
+        files = DatasetFiles(Path(final["data_path"]), self.dataset)
+        if not files.folder.exists() and shipped_folder(self.dataset):
+            locate(self.dataset, files.folder.parent)
+        if final.get("benchmark_filename") is None:
+            final["benchmark_filename"] = self._split_files(files)
+
+    def _check_metrics(self):
+        metrics = self.final_config_dict["metrics"]
+        metrics = [metrics] if isinstance(metrics, str) else metrics
+        for metric in metrics:
+            if metric.lower() not in metric_types:
+                near = difflib.get_close_matches(metric.lower(), metric_types, n=1)
+                suggestion = f" - did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(metric_types))}."
+                raise ConfigError(f"metrics: unknown metric {metric!r}{suggestion}")
+        valid = str(self.final_config_dict["valid_metric"]).split("@")[0].lower()
+        if valid not in [metric.lower() for metric in metrics]:
+            raise ConfigError(f"valid_metric: {valid!r} is not one of the metrics {', '.join(metrics)}.")
+        if valid == "priorentropy":
+            raise ConfigError("valid_metric: PriorEntropy depends on the labels alone, so it cannot choose a model.")
+
+    def _split_files(self, files: DatasetFiles) -> list[str] | None:
+        split = self.final_config_dict["split"]
+        if str(split).partition("-")[0] not in SPLITS:
+            near = difflib.get_close_matches(str(split), SPLITS, n=1)
+            known = f" - did you mean {near[0]!r}?" if near else f"; known: {', '.join(SPLITS)}."
+            raise ConfigError(f"split: {split!r} is unknown{known}")
+        missing = [path.name for part in PARTS if not (path := files.split(split, part)).exists()]
+        if not missing:
+            return [f"{split}.{part}" for part in PARTS]
+        if len(missing) < len(PARTS) or "split" in self.external_config_dict:
+            raise DataError(
+                f"{files.folder}: no {', '.join(missing)}, which split: {split} needs. Run `girl split {files.name}`."
+            )
+        return None
+
+    # -------------------------------------------------------------------------------------------------- devices
+
+    def _init_device(self):
+        final = self.final_config_dict
+        gpus = ",".join(map(str, final["gpu_id"])) if isinstance(final["gpu_id"], tuple) else str(final["gpu_id"])
+        if "local_rank" in final:
+            for folder in (Path("log") / self.model, Path(final["checkpoint_dir"])):  # no rank races for them
+                folder.mkdir(parents=True, exist_ok=True)
+        if "local_rank" not in final or (gpus and torch.cuda.is_available()):
+            super()._init_device()
+            return
+        rank = final["local_rank"]
+        torch.distributed.init_process_group(
+            backend="gloo",
+            rank=rank + final["offset"],
+            world_size=final["world_size"],
+            init_method=f"tcp://{final['ip']}:{final['port']}",
+        )
+        final.update(gpu_id=gpus, device=torch.device("cpu"), single_spec=False)
+        if rank != 0:
+            final.update(state="error", show_progress=False, verbose=False)
+
+    # ------------------------------------------------------------------------------------------ pickles and logs
+
+    @classmethod
+    def from_stock(cls, stock: StockConfig) -> Config:
+        """The same settings as an object of this class; for checkpoints that RecBole wrote without us."""
+        config = cls.__new__(cls)
+        config.__setstate__({key: value for key, value in vars(stock).items() if key not in _UNPICKLED})
+        return config
+
+    def __getstate__(self):
+        state = {key: value for key, value in vars(self).items() if key not in _UNPICKLED}
+        state["final_config_dict"] = {k: v for k, v in self.final_config_dict.items() if k != "device"}
+        return state
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        self.yaml_loader = yaml.FullLoader
+        final = self.final_config_dict = dict(self.final_config_dict)
+        try:
+            self.model_class = get_model(self.model)
+        except (ValueError, AttributeError, ImportError):  # a class that the user passed
+            self.model_class = None
+        on_gpu = final["gpu_id"] != "" and torch.cuda.is_available()
+        if not torch.distributed.is_initialized():
+            final.update(single_spec=True, local_rank=0)
+        final["device"] = torch.device(*(("cuda", final["local_rank"]) if on_gpu else ("cpu",)))
+
+    def __deepcopy__(self, memo):
+        twin = memo[id(self)] = type(self).__new__(type(self))
+        vars(twin).update({key: copy.deepcopy(value, memo) for key, value in vars(self).items()})
+        return twin
+
+    def __str__(self):
+        """RecBole's page of settings, without those keys of the other stages that nobody changed."""
+        overall = load_properties(properties_file("overall.yaml"))
+        page = copy.copy(self.final_config_dict)
+        hidden = [k for k, v in overall.items() if page.get(k, v) == v and k not in _SHOWN]
+        full, self.final_config_dict = self.final_config_dict, {k: v for k, v in page.items() if k not in hidden}
+        try:
+            return super().__str__()
+        finally:
+            self.final_config_dict = full
+
+
+sys.modules["recbole.config"].Config = Config
+
+_UNPICKLED = ("model_class", "yaml_loader", "_arguments")
+_SHOWN = ("seed", "split", "generator", "encoder", "calibrate")
+
+
+def model_names() -> list[str]:
+    """The names of our models and of RecBole's, sorted."""
+    return sorted({*MODELS, *(path.stem for path in (_RECBOLE / "properties" / "model").glob("*.yaml"))})
+
+
+def check_known(given: Iterable[str], where: str) -> None:
+    """Raise ``ConfigError``, with suggestions, for keys that neither RecBole nor we ever read."""
+    given = list(given)
+    known = {*known_keys(), *_LAUNCH}
+    if all(key in known for key in given):
+        return
+    for path in (_RECBOLE / "properties").rglob("*.yaml"):
+        if path.stem not in ("url", "kg_url"):
+            known.update(load_properties(path))
+    if not all(key in known for key in given):
+        for path in _RECBOLE.rglob("*.py"):
+            known.update(a or b for a, b in _KEY_IN_CODE.findall(path.read_text(encoding="utf-8")))
+        from recbole.utils import argument_list
+
+        for arguments in vars(argument_list).values():
+            if isinstance(arguments, list):
+                known.update(arguments)
+    check_keys(given, known, where)
+
+
+def _command_line() -> list[str]:
+    return [] if "ipykernel_launcher" in sys.argv[0] else sys.argv[1:]
+
+
+def check_model(name: str) -> None:
+    """Raise ``ConfigError``, with a suggestion, for a name that is neither our model nor one of RecBole's."""
+    modules = {path.stem for path in (_RECBOLE / "model").glob("*_recommender/*.py")}
+    known = model_names()
+    if name in known or (name.lower() in modules and name.lower() not in {other.lower() for other in known}):
+        return
+    by_lower = {other.lower(): other for other in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    suggestion = f" - did you mean {by_lower[near[0]]!r}?" if near else f"; ours are {', '.join(MODELS)}."
+    raise ConfigError(f"unknown model {name!r}{suggestion}")

@@ -1,0 +1,396 @@
+"""One experiment: a model of ours or of RecBole's, trained and tested on a dataset; and the command ``run_recbole``.
+
+:func:`run_experiment` does in one process what RecBole's ``run_recbole`` does, with the same seeds in the same places,
+so that both give the same numbers. It reads no command line, can be called many times in a process, and returns (and
+appends to ``results_file``) one row of plain JSON values:
+
+    timestamp, model, dataset, split, generator, seed, config (all settings, resolved), commit (or version),
+    data (file name -> hash), valid, test (metric -> value), prior, oracle (auc and logloss, or null),
+    parameters (trained numbers), time_s {load, train, evaluate}, peak_memory_mb (of the process so far), machine,
+    nproc, checkpoint
+
+With ``nproc`` > 1 the work is spawned as RecBole does it, one rank a process; what that means for metrics is said in
+trainer.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import json
+import logging
+import os
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from girl_recbole.config import load_properties, parse_overrides
+from girl_recbole.errors import ConfigError, DataError, GirlError
+
+__all__ = ["main", "run_experiment"]
+
+_LOG = logging.getLogger(__name__)
+_HELP = """\
+Train a recommender and test it: a model of this package (GIRLBaseMLP, GIRLBaseDot, GIRLEnhancedMLP, GIRLEnhancedDot,
+...) or any model of RecBole (BPR, LightGCN, NeuMF, DeepFM, SASRec, ...).
+
+  run_recbole --model=GIRLEnhancedMLP
+  run_recbole --model=GIRLEnhancedMLP --compare=GIRLBaseMLP,NeuMF --split=cold
+  run_recbole --model=LightGCN --dataset=ml-100k --epochs=5 --learning_rate=0.002
+  run_recbole --model=NeuMF --dataset=mine --config_files="mine.yaml quick.yaml" --nproc=2
+
+The folder dataset/NAME holds a dataset in RecBole's atomic files; the datasets that ship with this package are copied
+there when they are first used."""
+_EPILOG = """\
+Any other --key=value overrides a property; values are numbers, lists, words, and never run as code. Keys and what they
+mean: properties/overall.yaml of this package, and RecBole's manual. The ones used most:
+
+  --split=warm|cold|cold_strict  --epochs=N  --learning_rate=X  --train_batch_size=N  --seed=N  --generator=NAME
+  --gpu_id=0 (or '' for none)    --calibrate=false              --results_file=FILE  --checkpoint_dir=FOLDER
+  --show_progress=false          --state=warning (less log)
+
+Writes: the table of test metrics, one line per model to results.jsonl, checkpoints to saved/, logs to log/."""
+
+
+def run_experiment(
+    model: str | type,
+    dataset: str | None = None,
+    config_files: Iterable[str | os.PathLike] = (),
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    nproc: int = 1,
+    world_size: int = -1,
+    ip: str = "localhost",
+    port: int | str | None = None,
+    group_offset: int = 0,
+) -> dict[str, Any]:
+    """Train and test ``model``; append the row that is returned to ``results_file``, unless that is None.
+
+    Raises ``ConfigError`` for a model, key, split or metric that does not exist, ``DataError`` for data that cannot be
+    trained or tested on.
+    """
+    files = [os.fspath(file) for file in config_files]
+    overrides = dict(overrides or {})
+    _check_keys(files, overrides)
+    if nproc == 1 and world_size <= 0:
+        row = _experiment(model, dataset, files, overrides)
+    else:
+        launch = {
+            "world_size": nproc if world_size <= 0 else world_size,
+            "nproc": nproc,
+            "ip": ip,
+            "port": _free_port() if port is None else port,
+            "offset": group_offset,
+        }
+        row = _spawn(model, dataset, files, overrides, launch)
+    if row.get("config", {}).get("results_file") is not None:
+        from girl_recbole import results
+
+        results.append(row["config"]["results_file"], row)
+    return row
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command ``run_recbole``; returns the exit code: 2 and one message for what the user can put right."""
+    try:
+        options, rest = _parser().parse_known_args(arguments)
+        overrides = parse_overrides(rest)
+        models = [options.model, *(name.strip() for name in options.compare.split(",") if name.strip())]
+        launch = {"nproc": options.nproc, "world_size": options.world_size, "ip": options.ip, "port": options.port,
+                  "group_offset": options.group_offset}  # fmt: skip
+        files = options.config_files.split()
+        _check_keys(files, overrides, "command line")
+        _check_models(models, files)
+        rows = [run_experiment(model, options.dataset, files, overrides, **launch) for model in models]
+    except GirlError as error:
+        print(f"run_recbole: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("run_recbole: interrupted", file=sys.stderr)
+        return 130
+    _print_table([row for row in rows if row])
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------- one experiment
+
+
+def _experiment(model, dataset, files, overrides) -> dict[str, Any]:
+    from recbole.data import create_dataset, data_preparation
+    from recbole.utils import get_trainer, init_seed
+
+    from girl_recbole import results
+
+    started = time.perf_counter()
+    config = _config(model, dataset, files, overrides)
+    _check_dataset(config)
+    with _recbole_log(config):
+        logger = logging.getLogger()
+        logger.info(config)
+        init_seed(config["seed"], config["reproducibility"])
+        try:
+            data = create_dataset(config)
+            logger.info(data)
+            parts = data_preparation(config, data)
+        except GirlError:
+            raise
+        except ValueError as error:
+            raise DataError(f"{config['dataset']}: {error}") from error
+        train, valid, test = parts
+        prior, oracle = _references(config, train, test)
+
+        init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+        net = config.model_class(config, train._dataset).to(config["device"])
+        logger.info(net)
+        trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, net)
+        loaded = time.perf_counter()
+        _, valid_result = trainer.fit(train, valid, saved=True, show_progress=config["show_progress"])
+        trained = time.perf_counter()
+        test_result = trainer.evaluate(test, load_best_model=True, show_progress=config["show_progress"])
+        tested = time.perf_counter()
+        logger.info(f"best valid: {_numbers(valid_result)}")
+        logger.info(f"test result: {_numbers(test_result)}")
+    return results.plain({
+        "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": config["model"],
+        "dataset": config["dataset"],
+        "split": _split_name(config),
+        "generator": config["generator"],
+        "seed": config["seed"],
+        "config": config.final_config_dict,
+        "commit": results.code_version(),
+        "data": results.file_hashes(_data_files(config)),
+        "valid": _numbers(valid_result),
+        "test": _numbers(test_result),
+        "prior": prior,
+        "oracle": oracle,
+        "parameters": sum(p.numel() for p in net.parameters() if p.requires_grad),
+        "time_s": {"load": round(loaded - started, 3), "train": round(trained - loaded, 3),
+                   "evaluate": round(tested - trained, 3)},
+        "peak_memory_mb": results.peak_memory_mb(),
+        "machine": results.machine(),
+        "nproc": config["nproc"] or 1,
+        "checkpoint": trainer.saved_model_file,
+    })  # fmt: skip
+
+
+def _config(model, dataset, files, overrides):
+    from girl_recbole.recbole_config import Config
+
+    try:
+        return Config(model, dataset, files, overrides, arguments=())
+    except GirlError:
+        raise
+    except (KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(f"{model}: {error}") from error
+
+
+def _check_keys(files: Iterable[str], overrides: Mapping[str, Any], where: str = "overrides") -> None:
+    from girl_recbole.recbole_config import check_known
+
+    for file in files:
+        check_known(load_properties(Path(file)), file)
+    check_known(overrides, where)
+
+
+def _check_models(models: list, files: Iterable[str]) -> None:
+    """Fill in a first model that only a file names, and check all names before the first is trained."""
+    from girl_recbole.recbole_config import check_model
+
+    if models[0] is None:
+        named = [found["model"] for file in files if "model" in (found := load_properties(Path(file)))]
+        if not named:
+            raise ConfigError("no model: name one with --model=NAME; run_recbole --help shows examples.")
+        models[0] = named[-1]
+    for model in models:
+        check_model(model)
+
+
+def _check_dataset(config) -> None:
+    """Raise ``DataError`` for a dataset that is neither there nor one that RecBole can download."""
+    import recbole
+
+    folder = Path(config["data_path"])
+    if folder.exists():
+        return
+    urls = Path(recbole.__file__).parent / "properties" / "dataset" / "url.yaml"
+    if config["dataset"] in load_properties(urls):
+        return
+    beside = [path.name for path in folder.parent.glob("*") if path.is_dir()] if folder.parent.exists() else []
+    known = sorted({*beside, "jobrec-sim", "ml-100k"})
+    near = difflib.get_close_matches(config["dataset"], known, n=1)
+    suggestion = f" - did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}."
+    raise DataError(f"{folder}: no such dataset{suggestion}")
+
+
+def _references(config, train, test) -> tuple[dict | None, dict | None]:
+    """The prior's and the oracle's AUC and LogLoss on the test pairs, where labelled pairs are evaluated."""
+    import numpy as np
+    from recbole.utils import EvaluatorType
+
+    from girl_recbole import results
+    from girl_recbole.atomic import DatasetFiles
+
+    label = config["LABEL_FIELD"]
+    if config["eval_type"] != EvaluatorType.VALUE or config["eval_args"]["mode"]["test"] != "labeled":
+        return None, None
+    data, pairs = test._dataset, test._dataset.inter_feat
+    if label not in pairs or label not in train._dataset.inter_feat:
+        return None, None
+    labels = pairs[label].double().numpy()
+    base_rate = float(train._dataset.inter_feat[label].double().mean())
+    prior = oracle = None
+    if 0 < base_rate < 1:
+        prior = results.auc_logloss(np.full(len(labels), base_rate), labels)
+    path = DatasetFiles(Path(config["data_path"]), config["dataset"]).oracle
+    if path.exists():
+        users = data.id2token(data.uid_field, pairs[data.uid_field].numpy())
+        items = data.id2token(data.iid_field, pairs[data.iid_field].numpy())
+        oracle = results.auc_logloss(results.oracle_probabilities(path, users, items), labels)
+    return prior, oracle
+
+
+def _data_files(config) -> list[Path]:
+    from girl_recbole.atomic import DatasetFiles
+    from girl_recbole.plugin import MODELS
+
+    files = DatasetFiles(Path(config["data_path"]), config["dataset"])
+    parts = config["benchmark_filename"]
+    paths = [files.path(f"{part}.inter") for part in parts] if parts else [files.inter]
+    paths += [files.path("user"), files.path("item"), files.oracle]
+    if config["model"] in MODELS:
+        paths += [files.udoc, files.idoc, files.gdoc(config["generator"])]
+    return paths
+
+
+def _split_name(config) -> str:
+    """``cold`` for the files of our split cold, else how RecBole was told to split."""
+    parts = config["benchmark_filename"]
+    if parts == [f"{config['split']}.{part}" for part in ("train", "valid", "test")]:
+        return config["split"]
+    if parts:
+        return ",".join(parts)
+    args = config["eval_args"]
+    how = ", ".join(f"{kind} {value}" for kind, value in args["split"].items())
+    return f"RecBole's {how}, {args['order']}, by {args['group_by']}"
+
+
+def _numbers(result: Mapping[str, Any] | None) -> dict[str, float]:
+    return {name: float(value) for name, value in (result or {}).items()}
+
+
+@contextlib.contextmanager
+def _recbole_log(config) -> Iterator[None]:
+    """RecBole's log to the screen and to log/MODEL/, for the length of one run; what RecBole set up is undone after."""
+    from recbole.utils import init_logger
+
+    root = logging.getLogger()
+    before, level, streams = list(root.handlers), root.level, (sys.stdout, sys.stderr)
+    init_logger(config)
+    sys.stdout, sys.stderr = streams  # RecBole lets colorama wrap them once more in every run
+    try:
+        yield
+    finally:
+        for handler in [handler for handler in root.handlers if handler not in before]:
+            root.removeHandler(handler)
+            handler.close()
+        root.setLevel(level)
+
+
+# ------------------------------------------------------------------------------------------------- several processes
+
+
+def _spawn(model, dataset, files, overrides, launch) -> dict[str, Any]:
+    import torch.multiprocessing as mp
+
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.json"
+        try:
+            mp.spawn(_rank, (model, dataset, files, {**overrides, **launch}, str(answer)), nprocs=launch["nproc"])
+        except mp.ProcessExitedException:
+            if not answer.exists():
+                raise
+        said = json.loads(answer.read_text(encoding="utf-8")) if answer.exists() else {}
+    if "error" in said:
+        raise GirlError(said["error"])
+    return said  # empty on the machines that do not hold rank 0
+
+
+def _rank(rank: int, model, dataset, files, overrides, answer: str) -> None:
+    from girl_recbole.atomic import atomic_write
+
+    try:
+        said = _experiment(model, dataset, files, {**overrides, "local_rank": rank})
+    except GirlError as error:
+        said = {"error": str(error)}
+    if rank + overrides["offset"] == 0 or "error" in said:
+        with atomic_write(Path(answer)) as file:
+            json.dump(said, file)
+    if "error" in said:
+        sys.exit(2)  # ends the other ranks, which may be waiting for this one
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+# ------------------------------------------------------------------------------------------------------- command line
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="run_recbole", description=_HELP, epilog=_EPILOG, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter, usage="run_recbole --model=NAME [--key=value ...]",
+    )  # fmt: skip
+    add = parser.add_argument
+    add("-m", "--model", metavar="NAME", help="the model to train")
+    add("-d", "--dataset", metavar="NAME", help="the dataset; our models take jobrec-sim when none is named")
+    add("--compare", metavar="NAME[,NAME]", default="", help="train these too and show them in the same table")
+    add("--config_files", metavar='"A.yaml B.yaml"', default="", help="property files; later ones win")
+    add("--nproc", metavar="N", type=int, default=1, help="processes on this machine (GPUs, or CPUs by gloo)")
+    add("--world_size", metavar="N", type=int, default=-1, help="processes on all machines together")
+    add("--ip", default="localhost", help="address of the machine with rank 0")
+    add("--port", metavar="N", default=None, help="its port; needed with several machines")
+    add("--group_offset", metavar="N", type=int, default=0, help="rank of this machine's first process")
+    return parser
+
+
+def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if not rows:
+        return
+    from recbole.evaluator.register import smaller_metrics
+
+    metrics = list(dict.fromkeys(metric for row in rows for metric in row["test"]))
+    first = rows[0]
+    table = Table(title=f"{first['dataset']}, split {first['split']}, seed {first['seed']}: test", title_justify="left")
+    table.add_column("model", no_wrap=True)
+    for metric in metrics:
+        better = {"priorentropy": ""}.get(metric, " ↓" if metric in smaller_metrics else " ↑")
+        table.add_column(metric + better, justify="right")
+    table.add_column("train s", justify="right")
+    shown = [(row["model"], row["test"], f"{row['time_s']['train']:.1f}") for row in rows]
+    shown += [(name, first[name], "") for name in ("prior", "oracle") if first[name]]
+    for number, (name, values, seconds) in enumerate(shown):
+        cells = [f"{values[metric]:.4f}" if values.get(metric) is not None else "" for metric in metrics]
+        table.add_row(name, *cells, seconds, end_section=number == len(rows) - 1)
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console.print(table)
+    for row in rows:
+        console.print(f"{row['model']}: {row['checkpoint']}", soft_wrap=True, highlight=False)
+    if first["config"]["results_file"] is not None:
+        console.print(f"appended to {first['config']['results_file']}", soft_wrap=True, highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

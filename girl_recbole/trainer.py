@@ -1,0 +1,116 @@
+"""The trainer of our models: RecBole's, with Platt scaling after training, and checks before it.
+
+Every model here has ``logits(interaction) -> (B,)`` and a buffer ``platt`` = (a, b), at first (1, 0), so that
+
+    predict() = sigmoid(a * logit + b)
+
+While training, (a, b) stays (1, 0). After it, when ``calibrate`` is true, the best state is loaded, the logits of all
+labelled validation pairs are collected, (a, b) is fitted to them (calibration.py), and written into the checkpoint: the
+validation result that ``fit`` returns and every later evaluation use it. Under DDP every rank does this on the whole
+validation part, and comes to the same two numbers; rank 0 writes.
+
+What RecBole itself does with several ranks: each evaluates its own share of the rows (padded to equal length by
+repeating rows), and the ranks' metrics are averaged, weighted by their number of batches. A mean of AUCs of shares is
+not the AUC of the whole, so numbers for a table should come from one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from recbole.trainer.trainer import Trainer
+from recbole.utils import EvaluatorType
+
+from girl_recbole.calibration import fit_platt
+from girl_recbole.compat import load_checkpoint, save_checkpoint
+from girl_recbole.errors import DataError
+from girl_recbole.plugin import MODELS
+
+__all__ = ["GIRLTrainer", "check_splits", "validation_logits"]
+
+
+class GIRLTrainer(Trainer):
+    def fit(
+        self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None
+    ):  # fmt: skip
+        """As RecBole's fit; then calibrate. Returns the best validation score and result, calibrated."""
+        self._set_platt(1.0, 0.0)
+        score, result = super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
+        if not self.config["calibrate"] or not valid_data:
+            return score, result
+        if self.config["LABEL_FIELD"] not in valid_data._dataset.inter_feat:
+            self.logger.warning("calibrate: the validation part has no labels; probabilities stay as they are.")
+            return score, result
+        if saved:
+            checkpoint = load_checkpoint(self.saved_model_file, map_location=self.device)
+            self.model.load_state_dict(checkpoint["state_dict"])
+        logits, labels = validation_logits(self.model, valid_data, self.config)
+        if labels.min() == labels.max():
+            self.logger.warning("calibrate: the validation part has one class only; probabilities stay as they are.")
+            return score, result
+        self._set_platt(*fit_platt(logits, labels))
+        if saved:
+            checkpoint["state_dict"] = self.model.state_dict()
+            if self.config["local_rank"] == 0:
+                save_checkpoint(checkpoint, self.saved_model_file)
+            if not self.config["single_spec"]:
+                torch.distributed.barrier()
+        score, result = self._valid_epoch(valid_data, show_progress=show_progress)
+        self.best_valid_result = result
+        a, b = self.model.platt.tolist()
+        if verbose:
+            self.logger.info(f"calibrated on {len(labels)} validation pairs: sigmoid({a:.4f} * logit + {b:.4f})")
+        return score, result
+
+    def _set_platt(self, a: float, b: float) -> None:
+        with torch.no_grad():
+            self.model.platt.copy_(torch.tensor([a, b]))
+
+
+@torch.no_grad()
+def validation_logits(model, data, config) -> tuple[np.ndarray, np.ndarray]:
+    """Logits and labels, float64 (N,), of all labelled pairs of the part that the loader ``data`` reads."""
+    model.eval()
+    dataset = data._dataset
+    pairs, step = dataset.inter_feat, config["eval_batch_size"]
+    logits = []
+    for start in range(0, len(pairs), step):
+        batch = data.transform(dataset, dataset.join(pairs[start : start + step]))
+        logits.append(model.logits(batch.to(config["device"])).reshape(-1).double().cpu())
+    return torch.cat(logits).numpy(), pairs[config["LABEL_FIELD"]].double().numpy()
+
+
+def check_splits(config, parts: Sequence) -> None:
+    """Raise ``DataError`` for parts (train, valid, test) on which training or its metrics would crash or mean nothing.
+
+    An empty training part is an error for every model. Where labelled pairs are evaluated, an empty validation or test
+    part is one, and so is a part with one class only: AUC is undefined there.
+    """
+    names = config["benchmark_filename"] or [f"{part} part of" for part in ("train", "valid", "test")]
+    labeled = config["eval_type"] == EvaluatorType.VALUE
+    label = config["LABEL_FIELD"]
+    for part, name, dataset in zip(("train", "valid", "test"), names, parts, strict=True):
+        if config["benchmark_filename"]:
+            where = f"{config['dataset']}.{name}.inter"
+        else:
+            where = f"the {part} part of {config['dataset']}.inter"
+        count = len(dataset)
+        evaluated = part != "train" and labeled
+        if count == 0 and (part == "train" or evaluated):
+            raise DataError(f"{where}: 0 pairs are left for {part}; change eval_args, or run `girl split`.")
+        own_negatives = part == "train" and config["train_neg_sample_args"]["distribution"] == "none"
+        needs_both = (evaluated and config["eval_args"]["mode"][part] == "labeled") or (
+            own_negatives and config["model"] in MODELS
+        )
+        if not needs_both:
+            continue
+        if label not in dataset.inter_feat:
+            raise DataError(f"{where}: no column {label}, which says who matched; the metrics need it (LABEL_FIELD).")
+        matched = int((dataset.inter_feat[label] > 0.5).sum())
+        if matched in (0, count):
+            raise DataError(
+                f"{where}: {matched} matched and {count - matched} mismatched of {count} pairs; "
+                f"at least one of each is required for {part}."
+            )

@@ -1,0 +1,282 @@
+"""One experiment: its numbers, its row, its errors; and the trainer of our models."""
+
+import json
+import math
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tiny_market import LABELED, make_market
+from tiny_models import TinyLogits
+
+import girl_recbole
+from girl_recbole import results, run
+from girl_recbole.atomic import read_interactions, write_interactions, write_table
+from girl_recbole.errors import ConfigError, DataError
+from girl_recbole.run import main, run_experiment
+
+LN = math.log
+
+
+@pytest.fixture
+def market(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    import recbole.trainer
+
+    from girl_recbole.trainer import GIRLTrainer
+
+    monkeypatch.setattr(recbole.trainer, "TinyLogitsTrainer", GIRLTrainer, raising=False)
+    return make_market(tmp_path / "dataset")
+
+
+# --------------------------------------------------------------------------------------------------------- the numbers
+
+
+def test_the_same_numbers_as_recboles_run(market):
+    from recbole.quick_start import run_recbole
+
+    settings = {**LABELED, "results_file": None}
+    ours = run_experiment("NeuMF", "tiny", overrides=settings)
+    theirs = run_recbole("NeuMF", "tiny", config_dict=settings)
+    assert ours["test"] == dict(theirs["test_result"])
+    assert ours["valid"] == dict(theirs["best_valid_result"])
+    assert ours["test"] == run_experiment("NeuMF", "tiny", overrides=settings)["test"]  # and again
+
+
+def test_prior_and_oracle_by_hand(market):
+    """The oracle says 0.9 for matched and 0.1 for mismatched pairs: AUC 1, LogLoss -ln 0.9."""
+    row = run_experiment(TinyLogits, "tiny", overrides=LABELED)
+    assert row["oracle"] == pytest.approx({"auc": 1.0, "logloss": -LN(0.9)})
+    q = read_interactions(market.split("warm", "train"))["label"].mean()
+    y = read_interactions(market.split("warm", "test"))["label"]
+    assert row["prior"] == pytest.approx({"auc": 0.5, "logloss": -(y * LN(q) + (1 - y) * LN(1 - q)).mean()})
+    r = y.mean()
+    assert row["test"]["priorentropy"] == pytest.approx(-r * LN(r) - (1 - r) * LN(1 - r), abs=1e-4)
+
+
+def test_the_row(market):
+    row = run_experiment(TinyLogits, "tiny", overrides=LABELED)
+    (line,) = Path("results.jsonl").read_text().splitlines()
+    assert json.loads(line) == row
+    assert (row["model"], row["dataset"], row["split"], row["seed"]) == ("TinyLogits", "tiny", "warm", 2020)
+    assert row["config"]["train_batch_size"] == 64
+    assert row["config"]["eval_type"] == "VALUE"
+    assert row["data"]["tiny.warm.test.inter"] == results.file_hash(market.split("warm", "test"))
+    assert set(row["data"]) == {f"tiny.warm.{part}.inter" for part in ("train", "valid", "test")} | {
+        "tiny.oracle.inter"
+    }
+    assert row["parameters"] == (17 + 17) * 2
+    assert set(row["time_s"]) == {"load", "train", "evaluate"}
+    assert row["machine"]["cores"] >= 1
+    assert row["peak_memory_mb"] > 10
+    assert Path(row["checkpoint"]).exists()
+
+
+def test_nothing_is_left_behind_in_the_process(market):
+    import logging
+    import sys
+
+    before = (list(logging.getLogger().handlers), sys.stdout, sys.stderr)
+    for _ in range(3):
+        run_experiment("Pop", "tiny", overrides={"load_col": {"inter": ["user_id", "item_id"]}, "show_progress": False})
+    assert (logging.getLogger().handlers, sys.stdout, sys.stderr) == before
+    assert len(Path("results.jsonl").read_text().splitlines()) == 3
+
+
+# -------------------------------------------------------------------------------------------------------- calibration
+
+
+def test_calibration_improves_logloss_and_keeps_auc(market):
+    """Logits five times too large: Platt scaling finds a slope well below 1, and the order of the pairs stays."""
+    settings = {**LABELED, "epochs": 30, "learning_rate": 0.05, "stopping_step": 30}
+    plain = run_experiment(TinyLogits, "tiny", overrides={**settings, "calibrate": False})
+    scaled = run_experiment(TinyLogits, "tiny", overrides=settings)
+    assert scaled["test"]["auc"] == plain["test"]["auc"]
+    assert scaled["test"]["logloss"] < plain["test"]["logloss"]
+    a, b = _load(scaled["checkpoint"])["state_dict"]["platt"].tolist()
+    assert 0 < a < 1
+    assert _load(plain["checkpoint"])["state_dict"]["platt"].tolist() == [1, 0]
+    logits, labels = _logits(scaled["checkpoint"])
+    p = 1 / (1 + np.exp(-(a * logits + b)))
+    assert p.mean() == pytest.approx(labels.mean(), abs=0.02)  # the optimum's gradient in b (Platt's targets: nearly)
+
+
+def test_the_reported_result_is_that_of_the_checkpoint(market):
+    from recbole.quick_start import load_data_and_model
+    from recbole.utils import get_trainer
+
+    from girl_recbole.plugin import MODELS
+
+    MODELS["TinyLogits"] = "tiny_models"  # by name, as load_data_and_model needs it
+    try:
+        import recbole.data.dataset as datasets
+
+        datasets.TinyLogitsDataset = datasets.Dataset
+        row = run_experiment("TinyLogits", "tiny", overrides=LABELED)
+        config, model, _, _, valid, test = load_data_and_model(row["checkpoint"])
+        trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+        for part, name in ((valid, "valid"), (test, "test")):
+            assert trainer.evaluate(part, load_best_model=False) == pytest.approx(row[name])
+    finally:
+        del MODELS["TinyLogits"]
+        del datasets.TinyLogitsDataset
+
+
+def _load(checkpoint):
+    from girl_recbole.compat import load_checkpoint
+
+    return load_checkpoint(checkpoint)
+
+
+def _logits(checkpoint):
+    """The slow way: one pair at a time."""
+    from recbole.data import create_dataset, data_preparation
+
+    config = _load(checkpoint)["config"]
+    _, valid, _ = data_preparation(config, create_dataset(config))
+    model = TinyLogits(config, valid._dataset)
+    model.load_state_dict(_load(checkpoint)["state_dict"])
+    pairs = valid._dataset.inter_feat
+    with torch.no_grad():
+        logits = [model.logits(pairs[i : i + 1]).item() for i in range(len(pairs))]
+    return np.array(logits), pairs["label"].numpy()
+
+
+# ---------------------------------------------------------------------------------------------------- bad data, early
+
+
+@pytest.mark.parametrize("part, keep, said", [
+    ("train", slice(0, 0), r"tiny\.warm\.train\.inter: 0 pairs are left for train"),
+    ("valid", slice(0, 0), r"tiny\.warm\.valid\.inter: 0 pairs are left for valid"),
+    ("test", slice(0, 0), r"tiny\.warm\.test\.inter: 0 pairs are left for test"),
+    ("valid", 1.0, r"tiny\.warm\.valid\.inter: \d+ matched and 0 mismatched of \d+ pairs; at least one of each"),
+    ("test", 0.0, r"tiny\.warm\.test\.inter: 0 matched and \d+ mismatched of \d+ pairs; at least one of each"),
+])  # fmt: skip
+def test_parts_that_cannot_be_used(market, part, keep, said):
+    rows = read_interactions(market.split("warm", part))
+    write_interactions(
+        market.split("warm", part), rows[keep] if isinstance(keep, slice) else rows[rows["label"] == keep]
+    )
+    with pytest.raises(DataError, match=said):
+        run_experiment("NeuMF", "tiny", overrides=LABELED)
+
+
+def test_an_oracle_with_holes(market):
+    write_table(
+        market.oracle, pd.DataFrame({"user_id": ["u0"], "item_id": ["i0"], "probability": [0.5]}),
+        {"user_id": "token", "item_id": "token", "probability": "float"},
+    )  # fmt: skip
+    with pytest.raises(DataError, match=r"tiny\.oracle\.inter: no probability for \d+ of 48 test pairs: \(u"):
+        run_experiment("NeuMF", "tiny", overrides=LABELED)
+
+
+def test_unknown_keys_in_files_and_overrides(market, tmp_path):
+    (tmp_path / "mine.yaml").write_text("embeding_size: 8\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: unknown key 'embeding_size' - did you mean 'embedding_size'"):
+        run_experiment("NeuMF", "tiny", [tmp_path / "mine.yaml"])
+    with pytest.raises(ConfigError, match="overrides: unknown key 'calibrat' - did you mean 'calibrate'"):
+        run_experiment("NeuMF", "tiny", overrides={"calibrat": False})
+
+
+@pytest.mark.parametrize("key", [
+    "benchmark_filename", "mlp_hidden_size", "user_inter_num_interval", "encoding", "gpu_id", "threshold", "n_layers",
+    "mf_pretrain_path", "clip_grad_norm", "ece_bins",
+])  # fmt: skip
+def test_keys_that_recbole_reads_are_known(key):
+    from girl_recbole.recbole_config import check_known
+
+    check_known([key], "here")
+
+
+# -------------------------------------------------------------------------------------------------------- command line
+
+
+def _arguments(market, *more: str) -> list[str]:
+    file = market.folder.parent / "labeled.yaml"
+    file.write_text(json.dumps(LABELED))  # JSON is YAML
+    return ["--dataset=tiny", f"--config_files={file}", *more]
+
+
+def test_the_command(market, capsys):
+    assert main(["-m", "NeuMF", "--compare=DeepFM", *_arguments(market), "--epochs", "1"]) == 0
+    said = capsys.readouterr().out
+    for shown in ("NeuMF", "DeepFM", "prior", "oracle", "0.1054", "auc ↑", "logloss ↓", "results.jsonl"):
+        assert shown in said
+    rows = [json.loads(line) for line in Path("results.jsonl").read_text().splitlines()]
+    assert [(row["model"], row["config"]["epochs"]) for row in rows] == [("NeuMF", 1), ("DeepFM", 1)]
+
+
+@pytest.mark.parametrize("more, said", [
+    (["-m", "NeuMFF"], "unknown model 'NeuMFF' - did you mean 'NeuMF'?"),
+    (["-m", "NeuMF", "--compare=GIRLBaseMPL"], "unknown model 'GIRLBaseMPL' - did you mean 'GIRLBaseMLP'?"),
+    (["-m", "NeuMF", "--learnin_rate=1"], "unknown key 'learnin_rate' - did you mean 'learning_rate'?"),
+    (["-m", "NeuMF", "--dataset=tinny"], "dataset/tinny: no such dataset - did you mean 'tiny'?"),
+    (["-m", "NeuMF", "--split=cold"], "Run `girl split tiny`."),
+    (["-m", "NeuMF", "--valid_metric=LogLos"], "valid_metric: 'loglos' is not one of the metrics"),
+    (["-m", "NeuMF", "what"], "cannot read the argument 'what'"),
+    ([], "no model: name one with --model=NAME"),
+])  # fmt: skip
+def test_mistakes_are_one_message_and_exit_code_2(market, capsys, more, said):
+    assert main([*_arguments(market), *more]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_help_is_for_strangers(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert stop.value.code == 0
+    for word in (
+        "run_recbole --model=GIRLEnhancedMLP",
+        "--compare",
+        "--split=warm|cold|cold_strict",
+        "never run as code",
+    ):
+        assert word in said
+
+
+# ------------------------------------------------------------------------------------------------------------- results
+
+
+def _append_many(path: str, who: int) -> None:
+    for number in range(50):
+        results.append(path, {"who": who, "number": number, "text": "x" * 5000})
+
+
+def test_appending_from_several_processes(tmp_path):
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_append_many, args=(str(tmp_path / "r.jsonl"), who)) for who in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    rows = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert sorted((row["who"], row["number"]) for row in rows) == [(w, n) for w in range(4) for n in range(50)]
+
+
+def test_plain_values():
+    from enum import Enum
+
+    Colour = Enum("Colour", "RED")
+    given = {1: (np.float64(0.5), np.int32(2), float("nan")), "c": Colour.RED, "d": torch.device("cpu"), "b": True}
+    assert results.plain(given) == {"1": [0.5, 2, None], "c": "RED", "d": "cpu", "b": True}
+
+
+def test_auc_and_logloss_by_hand():
+    """One of the two (matched, mismatched) orders is right, the other tied: AUC 3/4."""
+    got = results.auc_logloss(np.array([0.8, 0.2, 0.8]), np.array([1, 0, 0]))
+    assert got == pytest.approx({"auc": 0.75, "logloss": -(LN(0.8) + LN(0.8) + LN(0.2)) / 3})
+
+
+def test_the_version_is_a_commit_or_a_version():
+    said = results.code_version()
+    assert said == girl_recbole.__version__ or len(said.removesuffix("-dirty")) == 40
+
+
+def test_free_port():
+    assert 1024 < run._free_port() < 65536
