@@ -1,0 +1,290 @@
+"""Language models: load, adapt, score, sample. No other file loads an LLM.
+
+Any causal language model of Hugging Face transformers, by name or by folder, with its own tokenizer; a folder may
+also hold a LoRA adapter (``adapter_model.safetensors``), whose base model is then loaded first. Weights are
+safetensors only, code from the hub is never run (no ``trust_remote_code``).
+
+Shapes: B sequences, T tokens, V vocabulary.
+
+    log p(v_t | v_<t)    :func:`token_log_probs`, (B, T-1) float32, position t-1 holds the log-probability of token t
+    sampling             :func:`sample`: v_t = F^-1(u_t), F = the distribution function, over token ids in their order,
+                         of softmax(logits / temperature) cut to the nucleus of mass top_p; u_t uniform in [0, 1)
+
+The uniforms come from a counter-based generator (Philox) keyed by the caller, one stream a sequence, u_t its t-th
+number (:func:`uniforms`). So a text depends on its prompt and its key, not on its batch, its place in it, or the
+order of work, as far as the hardware adds up floats in the same order: on a CPU in float32 a change of the padding
+moves logits by about 1e-6, which moves a token where u_t is that close to a step of F. Greedy decoding is temperature
+0.
+
+Padding is never trained or scored: labels are -100 by position, not by comparing ids with the pad token, and the pad
+token is one that differs from EOS (taken from the tokenizer's spare tokens, else added).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+
+from girl_recbole.errors import ConfigError, DataError
+from girl_recbole.manifest import file_hash, text_hash
+
+__all__ = [
+    "DTYPES",
+    "LanguageModel",
+    "Sampled",
+    "collate",
+    "load",
+    "lora_config",
+    "sample",
+    "sample_key",
+    "token_log_probs",
+    "uniforms",
+]
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+IGNORED = -100  # the label that no loss counts
+
+
+@dataclass
+class LanguageModel:
+    """A model with its tokenizer. ``name`` is what it was loaded from, ``fingerprint`` the hash of its weights."""
+
+    model: Any
+    tokenizer: Any
+    name: str
+    fingerprint: str
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def context(self) -> int:
+        """The longest sequence, in tokens."""
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """Tokens that end a text: the tokenizer's EOS first, then those of the model's generation config."""
+        more = self.model.generation_config.eos_token_id
+        more = [more] if isinstance(more, int) else list(more or [])
+        return list(dict.fromkeys([self.tokenizer.eos_token_id, *more]))
+
+
+# ----------------------------------------------------------------------------------------------------------- loading
+
+
+def load(name: str, dtype: str = "fp32", device: str | None = None) -> LanguageModel:
+    """Load a causal LM (or base model and LoRA adapter) by hub name or folder, for inference or further training.
+
+    Raises ``ConfigError`` for an unknown dtype and for a name that is neither a folder nor found in the hub or its
+    cache.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"lm_dtype: {dtype!r} is unknown; known: {', '.join(DTYPES)}.")
+    folder = Path(name)
+    if folder.is_dir() and not list(folder.glob("*config.json")):
+        raise DataError(f"{name}: a folder without config.json or adapter_config.json; it holds no model.")
+    adapter = folder / "adapter_config.json"
+    base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"] if adapter.exists() else name
+    tokenizer = _from_hub(transformers.AutoTokenizer, name)
+    model = _from_hub(transformers.AutoModelForCausalLM, base, dtype=DTYPES[dtype], use_safetensors=True)
+    ensure_pad_token(tokenizer, model)
+    fingerprint = _fingerprint(base, model)
+    if adapter.exists():
+        import peft
+
+        weights = folder / "adapter_model.safetensors"
+        if not weights.exists():
+            raise DataError(f"{name}: no adapter_model.safetensors; adapters in other formats are not loaded.")
+        model = peft.PeftModel.from_pretrained(model, name, is_trainable=False)
+        fingerprint = text_hash(fingerprint, file_hash(weights))
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device).eval()
+    return LanguageModel(model, tokenizer, name, fingerprint[:32])
+
+
+def _from_hub(kind: Any, name: str, **kwargs: Any) -> Any:
+    try:
+        return kind.from_pretrained(name, trust_remote_code=False, **kwargs)
+    except (OSError, ValueError) as error:
+        if Path(name).is_dir():
+            raise DataError(f"{name}: cannot be loaded: {_first_line(error)}") from None
+        raise ConfigError(
+            f"lm_base: {name!r} is no folder here, and it is neither in the local Hugging Face cache nor can it be "
+            f"fetched ({_first_line(error)}). Give the path of a folder with config.json, tokenizer and *.safetensors, "
+            f"or `tiny` for the generator that is trained from scratch."
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _fingerprint(name: str, model: Any) -> str:
+    """Hash of a folder's weights, or a hub name with its commit."""
+    files = sorted(Path(name).glob("*.safetensors")) if Path(name).is_dir() else []
+    if files:
+        return text_hash(*(file_hash(file) for file in files))
+    return text_hash(name, str(getattr(model.config, "_commit_hash", None)))
+
+
+def ensure_pad_token(tokenizer: Any, model: Any | None = None) -> None:
+    """Give the tokenizer a pad token that is not EOS: its own, a spare special token, or a new one."""
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"{tokenizer.name_or_path}: its tokenizer has no EOS token, so generation could never stop.")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        used = {tokenizer.eos_token, tokenizer.bos_token}
+        words = [token for token in tokenizer.get_added_vocab() if "pad" in token.lower() and token not in used]
+        spare = [token for token in (*words, tokenizer.unk_token) if token and token not in used]
+        if spare:
+            tokenizer.pad_token = spare[0]
+        else:
+            tokenizer.add_special_tokens({"pad_token": "<|girl_pad|>"})
+    if model is None:
+        return
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+
+
+def lora_config(rank: int, alpha: int, dropout: float, targets: str) -> Any:
+    """LoRA on ``targets``: "all-linear" (every linear layer but the head) or module names separated by commas."""
+    import peft
+
+    modules = targets if targets == "all-linear" else [name.strip() for name in targets.split(",")]
+    return peft.LoraConfig(
+        task_type="CAUSAL_LM", r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------ scoring
+
+
+def collate(examples: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, torch.Tensor]:
+    """Right-padded ``input_ids``, ``attention_mask`` and ``labels`` (-100 where padded), each (B, T) int64."""
+    width = max(len(example["input_ids"]) for example in examples)
+    shape = (len(examples), width)
+    ids = torch.full(shape, pad_id)
+    labels = torch.full(shape, IGNORED)
+    mask = torch.zeros(shape, dtype=torch.long)
+    for row, example in enumerate(examples):
+        size = len(example["input_ids"])
+        ids[row, :size] = torch.tensor(example["input_ids"])
+        labels[row, :size] = torch.tensor(example["labels"])
+        mask[row, :size] = 1
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def token_log_probs(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """log p(token t | tokens before t) for t = 1..T-1: (B, T-1) float32."""
+    logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits[:, :-1].float()
+    return -F.cross_entropy(logits.transpose(1, 2), input_ids[:, 1:], reduction="none")
+
+
+# ----------------------------------------------------------------------------------------------------------- sampling
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Token ids that were sampled, without the stop token, and whether a stop token ended them."""
+
+    ids: list[int]
+    ended: bool
+
+
+def sample_key(seed: int, cv: str, sample: int) -> int:
+    """The 128-bit key of sample number ``sample`` for a CV text: :func:`uniforms` turns it into random numbers."""
+    return int(text_hash(str(seed), cv, str(sample))[:32], 16)
+
+
+def uniforms(keys: Sequence[int], count: int) -> np.ndarray:
+    """(len(keys), count) float64 in [0, 1): row i is the Philox stream of the 128-bit ``keys[i]``."""
+    return np.stack([np.random.Generator(np.random.Philox(key=key)).random(count) for key in keys])
+
+
+@torch.inference_mode()
+def sample(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    keys: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+) -> list[list[Sampled]]:
+    """Continue each prompt once for each of its keys, all in one batch. Every prompt needs the same number of keys.
+
+    The prompts are read once (left-padded), their caches are repeated for the keys, and finished rows leave the batch.
+    """
+    n = len(keys[0])
+    if any(len(k) != n for k in keys):
+        raise ValueError("every prompt needs the same number of keys")
+    width = max(map(len, prompts))
+    pad = lm.tokenizer.pad_token_id
+    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=lm.device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=lm.device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    out = lm.model(
+        input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1
+    )  # fmt: skip
+    cache, logits = out.past_key_values, out.logits[:, -1]
+    if n > 1:
+        cache.batch_repeat_interleave(n)
+    logits, mask = logits.repeat_interleave(n, 0), mask.repeat_interleave(n, 0)
+    position = positions[:, -1:].repeat_interleave(n, 0)
+    draws = torch.from_numpy(uniforms([key for row in keys for key in row], max_new_tokens)).to(lm.device)
+    stop = torch.tensor(lm.stop_ids, device=lm.device)
+    rows = torch.arange(len(draws), device=lm.device)  # which sequence each row of the batch continues
+    written = torch.full((len(draws), max_new_tokens), -1, device=lm.device)
+    ended = torch.zeros(len(draws), dtype=torch.bool, device=lm.device)
+    alive = torch.ones(len(draws), dtype=torch.bool, device=lm.device)
+    for step in range(max_new_tokens):
+        token = choose(logits, draws[rows, step], temperature, top_p)
+        stops = torch.isin(token, stop) & alive
+        ended[rows[stops]] = True
+        alive = alive & ~stops
+        written[rows[alive], step] = token[alive]
+        living = int(alive.sum())
+        if not living or step + 1 == max_new_tokens:
+            break
+        if living < 0.75 * len(alive):
+            kept = alive.nonzero().squeeze(1)
+            cache.batch_select_indices(kept)
+            rows, mask, position, token, alive = rows[kept], mask[kept], position[kept], token[kept], alive[kept]
+        position = position + 1
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        out = lm.model(
+            input_ids=token[:, None], attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True
+        )  # fmt: skip
+        cache, logits = out.past_key_values, out.logits[:, -1]
+    texts = [[token for token in row if token >= 0] for row in written.tolist()]
+    done = [Sampled(text, end) for text, end in zip(texts, ended.tolist(), strict=True)]
+    return [done[start : start + n] for start in range(0, len(done), n)]
+
+
+def choose(logits: torch.Tensor, draws: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
+    """One token a row, (B,) int64: the inverse distribution function at ``draws``; the argmax if temperature is 0."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    probs = torch.softmax(logits.double() / temperature, -1)
+    if top_p < 1:
+        ranked, order = torch.sort(probs, dim=-1, descending=True, stable=True)
+        ranked[ranked.cumsum(-1) - ranked >= top_p] = 0  # the token that reaches top_p stays
+        probs = torch.zeros_like(probs).scatter_(-1, order, ranked)
+    steps = probs.cumsum(-1)
+    target = draws[:, None] * steps[:, -1:]
+    token = torch.searchsorted(steps, target, right=True).squeeze(-1)
+    return token.clamp(max=logits.shape[-1] - 1)
