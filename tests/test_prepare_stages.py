@@ -159,6 +159,7 @@ def test_equal_texts_are_one_group():
     assert groups[0] == groups[2]
     assert groups[1] == groups[3]
     assert len(set(groups)) == 3
+    assert len(near_duplicate_groups([], 0.8)) == 0
 
 
 # --------------------------------------------------------------------------------------------------------------- leaks

@@ -27,6 +27,8 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 def near_duplicate_groups(texts: Sequence[str], threshold: float, words: int = 5) -> np.ndarray:
     """The group of each text, (n,) int64: equal numbers for texts linked by pairs of a Jaccard index >= threshold."""
+    if not len(texts):
+        return np.empty(0, dtype=np.int64)
     sets = shingles(texts, words)
     rng = np.random.default_rng(0)
     factors = rng.integers(1, 2**63, _PERMUTATIONS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)

@@ -44,7 +44,7 @@ _DATE_IN_TEXT = re.compile(
 _TAG = re.compile(r"</?\w+[^<>]{0,40}>")
 _SPACE = re.compile(r"[\s\u00a0\u200b\u200e\u200f\ufeff\x00-\x1f]+")
 _BULLET = re.compile(r"\s*(?:[•·●▪■◦○➢➤❖✓✔►▶\uf0a7\uf0b7\uf0d8\uf076\ufffd]|\s[*§ü](?=\s)|\s[?](?=\s+[A-Z]))\s*")
-_SENTENCE = re.compile(r"(?<=[a-z0-9)%][.!?;])\s+(?=[A-Z\[(])|\n+|\s+[-–]\s+(?=[A-Z][a-z]+ed\b)")
+_SENTENCE = re.compile(r"(?<=[a-z0-9)%\]][.!?;])\s+(?=[A-Z\[(])|\n+|\s+[-–]\s+(?=[A-Z][a-z]+ed\b)")
 _WORK = re.compile(r"(?:^|\s)Work Experience\s")
 _EDUCATION = re.compile(
     r"\sEducation\s(?=[^\n]{0,150}?(?:Bachelor|Master|Associate|Diploma|Degree|University|College|School|Institute"
