@@ -296,7 +296,8 @@ def parse_job(text: str) -> Jobs | None:
 
     The first title decides the occupation (the longest one at that place); skills count under any of their surface
     forms, as nice-to-haves in a sentence that says so and as must-haves elsewhere; the level comes from its words, else
-    from the years asked for, else it is 2. What the text does not tell is unknown: pay NaN, place -1. Popularity 1, openness 0.
+    from the years asked for, else it is 2. What the text does not tell is unknown: pay NaN, place -1;
+    popularity is 1 and openness 0.
     """
     titles, skill_forms, cities = _patterns()
     title = titles[0].search(text)
