@@ -58,7 +58,8 @@ def test_the_latest_job_becomes_the_jd(titles):
 def test_the_rest_becomes_the_cv(titles):
     cv = parsed(RESUME, titles).cv
     for said in ("Grows tables with care & patience.", "Likes compost.",
-                 "Junior Web Developer (May 2012 to April 2017)", "Built pages for [COMPANY].", "Web Intern (2010 to 2011)", "Sorted cables, made tea.",
+                 "Junior Web Developer (May 2012 to April 2017)", "Built pages for [COMPANY].",
+                 "Web Intern (2010 to 2011)", "Sorted cables, made tea.",
                  "Education: Bachelor's in Botany", "Sql (5 years)", "Plays the oboe"):  # fmt: skip
         assert said in cv
     for gone in ("Gardener", "Heron", "Fox", "Tin Can", "Springfield", "Peoria", "April 2017 to Present", "Watered",
