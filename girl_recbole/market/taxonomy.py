@@ -6,8 +6,8 @@ soft skills, of past duties, employers and projects is our own (``wording.yaml``
     near[o, p]      (O, O) float32 in [0, 1]: 1 the same occupation; 0.6 / 0.45 / 0.3 for O*NET's tiers Primary-Short /
                     Primary-Long / Supplemental (the larger of both directions); at least 0.2 within a family; else 0
     step[o, p]      (O, O) float64, rows sum to 1: which occupation a seeker of ``o`` who wants to move has in mind; a
-                    random sparse share (Dirichlet, 0.35) of the related ones, so that each occupation has two or three
-                    usual next steps that no text states
+                    random sparse share (Dirichlet, 0.35) of the related ones, so that each occupation has a
+                    few usual next steps that no text states
     skills          professional (with a duty that implies them), then tools, then soft skills; each with a formal name
                     (JDs) and a short form (CVs)
 """
