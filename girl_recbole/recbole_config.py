@@ -99,7 +99,11 @@ class Config(StockConfig):
         for name in ("overall.yaml", f"model/{model}.yaml", f"dataset/{dataset}.yaml"):
             path = properties_file(name)
             if path.exists():
-                self.internal_config_dict.update(load_properties(path))
+                layer = load_properties(path)
+                self.internal_config_dict.update(layer)
+                if name == "overall.yaml" and model in MODELS:
+                    # RecBole reuses a saved data set when none of these keys differ: encoder and generator count too.
+                    self.parameters["Dataset"] += [key for key in layer if key not in self.parameters["Dataset"]]
 
     def _set_default_parameters(self):
         self._check_metrics()

@@ -107,7 +107,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         files = options.config_files.split()
         _check_keys(files, overrides, "command line")
         _check_models(models, files)
-        rows = [run_experiment(model, options.dataset, files, overrides, **launch) for model in models]
+        if options.world_size > options.nproc and len(models) > 1:
+            raise ConfigError("--compare works on one machine; start one run_recbole a model on several.")
+        rows = [run_experiment(models[0], options.dataset, files, overrides, **launch)]
+        for model in models[1:] if rows[0] else ():
+            alike = {**_same_evaluation(rows[0]["config"], model), **overrides}
+            rows.append(run_experiment(model, rows[0]["dataset"], files, alike, **launch))
     except GirlError as error:
         print(f"run_recbole: {error}", file=sys.stderr)
         return 2
@@ -210,6 +215,21 @@ def _check_models(models: list, files: Iterable[str]) -> None:
         models[0] = named[-1]
     for model in models:
         check_model(model)
+
+
+def _same_evaluation(config: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """What makes another model learn from and be tested on the same pairs as the first: for ``--compare``."""
+    from recbole.utils import InputType, get_model
+
+    same = {key: config[key] for key in ("metrics", "valid_metric", "topk", "eval_args")}
+    if config["train_neg_sample_args"]["distribution"] != "none":
+        return {**same, "train_neg_sample_args": config["train_neg_sample_args"]}
+    if getattr(get_model(model), "input_type", None) != InputType.POINTWISE:
+        raise ConfigError(
+            f"--compare: {model} learns from sampled pairs and not from labels, so it cannot stand in one table with "
+            f"{config['model']}; run it by itself."
+        )
+    return {**same, "train_neg_sample_args": None}
 
 
 def _check_dataset(config) -> None:

@@ -63,6 +63,7 @@ def test_our_command_with_batch_statistics_and_calibration(market, tmp_path):
     assert len(list(Path("saved").glob("TinyDDP-*.pth"))) == 1
 
 
+@pytest.mark.slow
 def test_an_error_in_the_workers_is_one_message(market, tmp_path):
     file = tmp_path / "labeled.yaml"
     file.write_text(json.dumps(LABELED))

@@ -314,3 +314,17 @@ def test_the_import_hook_is_fast_after_the_first_time():
     for _ in range(1000):
         plugin._Finder().find_spec("json.decoder")
     assert time.perf_counter() - start < 0.1
+
+
+def test_a_saved_dataset_of_another_encoder_is_not_reused(tmp_path, monkeypatch):
+    """RecBole pickles the data set; with it, our class keeps the settings of the texts' vectors."""
+    monkeypatch.chdir(tmp_path)
+    make_market(tmp_path / "dataset")
+    from recbole.data import create_dataset
+
+    settings = {"save_dataset": True, "state": "error"}
+    first = create_dataset(config("GIRLBaseMLP", "tiny", None, settings, arguments=()))
+    same = create_dataset(config("GIRLBaseMLP", "tiny", None, settings, arguments=()))
+    other = create_dataset(config("GIRLBaseMLP", "tiny", None, {**settings, "encoder": "other"}, arguments=()))
+    assert [d.config["encoder"] for d in (first, same, other)] == ["minilm", "minilm", "other"]
+    assert same is not first

@@ -280,3 +280,14 @@ def test_the_version_is_a_commit_or_a_version():
 
 def test_free_port():
     assert 1024 < run._free_port() < 65536
+
+
+def test_compare_gives_every_model_the_same_evaluation(market, capsys):
+    """NeuMF by itself would rank all items with sampled pairs; beside a model of labelled pairs it does as that one."""
+    assert main(["-m", "DeepFM", "--compare=NeuMF", *_arguments(market)]) == 0
+    first, second = (json.loads(line)["config"] for line in Path("results.jsonl").read_text().splitlines())
+    for key in ("metrics", "eval_args", "train_neg_sample_args", "benchmark_filename", "data_path"):
+        assert first[key] == second[key]
+    capsys.readouterr()
+    assert main(["-m", "NeuMF", "--compare=BPR", *_arguments(market)]) == 2
+    assert "BPR learns from sampled pairs and not from labels" in capsys.readouterr().err
