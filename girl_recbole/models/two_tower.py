@@ -1,0 +1,338 @@
+"""Predictors of GIRL (Zheng et al. 2023, arXiv 2307.02157, section V): a CV, a job, and the JD generated for that CV.
+
+    Eq 9   c = Enc(C), j = Enc(J)             Eq 12  j' = Enc(J')       (encoder.py, embed.py)
+                       Base                   Enhanced
+    MLP    Eq 10   MLP([c; j])                Eq 13       MLP([c; j; j'])
+    Dot    Eq 11   c . j                      Eq 14, 15   c' = MLP([c; j']),  c' . j
+
+c, j, j' : CV, job and generated-JD vectors, (B, D) float32, D = encoder width; J' may be several JDs: mean of vectors.
+s        : (B,) logits;  predict() = sigmoid(platt_a s + platt_b), in [0, 1], platt = (1, 0) until it is fitted.
+Loss     : binary cross-entropy of sigmoid(s) and the explicit label, mean over the batch.
+
+What the paper leaves open, and where we differ:
+- The encoder is frozen and its vectors come from files; ``tune_encoder: full | lora`` trains it end to end (rows.py).
+- An MLP sees standardised vectors: (x - mean) / spread, mean (D,) and spread () of a kind's vectors over the training
+  part's seekers or jobs, kept in the checkpoint. Sentence vectors share a large common direction and have coordinates
+  of about 1/sqrt(D); as they are, an MLP starts close to a constant and moves slowly. This is a fixed affine map, which
+  the first layer could absorb: Eqs 10, 13 and 14 describe the same functions with and without it. j of Eq 15 is
+  standardised too, and c' . j is divided by sqrt(D).
+- Dot has a learned scale and bias, s = scale (c . j) + bias: a dot product of unit vectors is not a logit. In Eq 11,
+  which has nothing else to learn, c . j is first centred and scaled by its mean and deviation over the training pairs,
+  and scale and bias start where logistic regression on these pairs puts them (the order never changes with training, so
+  that early stopping by AUC would keep any values).
+- ReLU, dropout after each hidden layer, sizes in ``mlp_hidden_sizes``; the last bias starts at the base rate's logit.
+
+Controls (same network, same capacity): ``generated: zeros`` (j' = 0), ``shuffled`` (another seeker's j', one fixed
+permutation without fixed points), ``cv`` (j' = c); ``cv_mlp: true`` gives Base-Dot c' = MLP(c), which is what
+Enhanced-Dot has beyond the generation.
+
+Full ranking encodes each side once. The first layer of an MLP splits, W1 [c; j; j'] = W1_c c + W1_j j + W1_j' j', so
+that a pair costs one addition there; jobs are scored in blocks that fit in the processor's cache.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import torch
+from recbole.model.abstract_recommender import GeneralRecommender
+from recbole.utils import InputType
+from torch import nn
+from torch.nn import functional
+
+from girl_recbole.calibration import fit_platt
+from girl_recbole.errors import ConfigError, DataError
+from girl_recbole.rows import FrozenRows, TunedRows, weights_key
+
+__all__ = ["GIRLBaseDot", "GIRLBaseMLP", "GIRLEnhancedDot", "GIRLEnhancedMLP", "derangement"]
+
+_BLOCK = 1 << 20  # hidden units that full ranking holds at once: 4 MB of float32
+_SAMPLE = 256  # texts that standardise the vectors of an encoder in training
+
+
+def derangement(n: int, seed: int) -> np.ndarray:
+    """A permutation of 0..n-1 that moves every element (one random cycle): (n,) int64."""
+    if n < 2:
+        raise DataError(f"generated: shuffled needs at least 2 seekers; there is {n}.")
+    order = np.random.default_rng(seed).permutation(n)
+    out = np.empty(n, np.int64)
+    out[order] = np.roll(order, -1)
+    return out
+
+
+class _TwoTower(GeneralRecommender):
+    input_type = InputType.POINTWISE
+    uses_generated = False
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.LABEL = config["LABEL_FIELD"]
+        self.generated = _one_of(config, "generated", ("real", "zeros", "shuffled", "cv"))
+        self.rows = self._build_rows(config, dataset)
+        self._ddp_params_and_buffers_to_ignore = [f"rows.{name}" for name in self.rows.buffers_of_rows]
+        self.register_buffer("platt", torch.tensor([1.0, 0.0]))
+        if self.uses_generated and self.generated == "shuffled":
+            other = derangement(self.n_users - 1, config["seed"]) + 1
+            self.register_buffer("other", torch.from_numpy(np.concatenate([[0], other])), persistent=False)
+            self._ddp_params_and_buffers_to_ignore.append("other")
+        users = np.unique(np.asarray(dataset.inter_feat[self.USER_ID]))
+        items = np.unique(np.asarray(dataset.inter_feat[self.ITEM_ID]))
+        for kind, ids in (("cv", users), ("jd", items), ("gen", users)):
+            if kind in self._kinds():
+                self._standardise_by(kind, ids)
+        labels = np.asarray(dataset.inter_feat[self.LABEL], np.float64)
+        rate = (labels.sum() + 1) / (len(labels) + 2)
+        self._prior = math.log(rate / (1 - rate))
+        self._items_kept: tuple[tuple, torch.Tensor] | None = None
+
+    # -------------------------------------------------------------------------------------------- RecBole's interface
+
+    def logits(self, interaction) -> torch.Tensor:
+        """(B,) float32 for the pairs of ``interaction``."""
+        users, items = interaction[self.USER_ID], interaction[self.ITEM_ID]
+        return self._score_pairs(self._user_side(users), self._item_side(items)).float()
+
+    def forward(self, interaction) -> torch.Tensor:
+        return self.logits(interaction)
+
+    def calculate_loss(self, interaction) -> torch.Tensor:
+        return functional.binary_cross_entropy_with_logits(self.logits(interaction), interaction[self.LABEL].float())
+
+    def predict(self, interaction) -> torch.Tensor:
+        """(B,) probabilities."""
+        return self._probability(self.logits(interaction))
+
+    def full_sort_predict(self, interaction) -> torch.Tensor:
+        """(B * n_items,) probabilities of all jobs for each seeker; the padding job's mean nothing."""
+        users = self._encode_users(interaction[self.USER_ID])
+        return self._probability(self._score_all(users, self._encoded_items()).float()).reshape(-1)
+
+    def _probability(self, logits: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(self.platt[0] * logits + self.platt[1])
+
+    # ---------------------------------------------------------------------------------------------------- both sides
+
+    def _score_pairs(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """(B,) logits of pairs row by row."""
+        raise NotImplementedError
+
+    def _encode_users(self, ids: torch.Tensor) -> torch.Tensor:
+        """All that a score needs of the seekers, (B, U)."""
+        raise NotImplementedError
+
+    def _encode_items(self, ids: torch.Tensor) -> torch.Tensor:
+        """All that a score needs of the jobs, (N, V)."""
+        raise NotImplementedError
+
+    def _score_all(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """(B, N) logits of encoded seekers and jobs."""
+        raise NotImplementedError
+
+    def _user_side(self, ids: torch.Tensor) -> torch.Tensor:
+        """c or [c; j'], (B, D) or (B, 2 D), standardised."""
+        c = self._standardised("cv", ids)
+        if not self.uses_generated:
+            return c
+        if self.generated == "zeros":
+            j_gen = torch.zeros_like(c)
+        elif self.generated == "cv":
+            j_gen = c
+        else:
+            j_gen = self._standardised("gen", self.other[ids] if self.generated == "shuffled" else ids)
+        return torch.cat([c, j_gen], dim=1)
+
+    def _item_side(self, ids: torch.Tensor) -> torch.Tensor:
+        """j, (B, D), standardised."""
+        return self._standardised("jd", ids)
+
+    def _standardised(self, kind: str, ids: torch.Tensor) -> torch.Tensor:
+        return (self.rows(kind, ids) - getattr(self, f"{kind}_mean")) / getattr(self, f"{kind}_spread")
+
+    def _encoded_items(self) -> torch.Tensor:
+        """``_encode_items`` of all jobs, kept until a weight changes; not while training."""
+        if self.training or torch.is_grad_enabled():
+            return self._encode_items(torch.arange(self.n_items, device=self.platt.device))
+        key = weights_key(self)
+        if self._items_kept is None or self._items_kept[0] != key:
+            ids = torch.arange(self.n_items, device=self.platt.device)
+            self._items_kept = (key, torch.cat([self._encode_items(part) for part in ids.split(8192)]))
+        return self._items_kept[1]
+
+    # --------------------------------------------------------------------------------------------------------- set-up
+
+    def _kinds(self) -> tuple[str, ...]:
+        reads_generated = self.uses_generated and self.generated in ("real", "shuffled")
+        return ("cv", "jd", "gen") if reads_generated else ("cv", "jd")
+
+    def _build_rows(self, config, dataset) -> FrozenRows | TunedRows:
+        mode = _one_of(config, "tune_encoder", ("none", "full", "lora"))
+        source = {"cv": "cv", "jd": "jd", "gen": f"gen.{config['generator']}"}
+        samples = {"cv": 1, "jd": 1, "gen": config["n_generated"]}
+        if mode == "none":
+            tables = {kind: dataset.vectors(source[kind], samples[kind]) for kind in self._kinds()}
+            return FrozenRows(config["encoder"], tables)
+        return TunedRows(
+            dataset.embed_config,
+            {kind: dataset.texts(source[kind], samples[kind]) for kind in self._kinds()},
+            mode=mode,
+            lora_rank=config["lora_rank"],
+            lora_alpha=config["lora_alpha"],
+            lora_dropout=config["lora_dropout"],
+            device=config["device"],
+        )
+
+    @torch.no_grad()
+    def _standardise_by(self, kind: str, ids: np.ndarray) -> None:
+        if isinstance(self.rows, TunedRows):
+            ids = np.random.default_rng(0).permutation(ids)[:_SAMPLE]
+            self.rows.eval()
+        vectors = self.rows(kind, torch.from_numpy(ids).to(self.rows.encoder_sha256.device))
+        self.rows.train()
+        spread = vectors.var(dim=0, correction=0).mean().sqrt()
+        self.register_buffer(f"{kind}_mean", vectors.mean(dim=0))
+        self.register_buffer(f"{kind}_spread", torch.where(spread > 1e-6, spread, torch.ones_like(spread)))
+
+
+class _MLPPredictor(_TwoTower):
+    """MLP([c; j]) and MLP([c; j; j'])."""
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        width = self.rows.dimension
+        parts = 3 if self.uses_generated else 2
+        self.mlp = _mlp([parts * width, *_sizes(config)], 1, config["dropout_prob"])
+        nn.init.constant_(self.mlp[-1].bias, self._prior)
+
+    def _score_pairs(self, users, items):
+        c, j_gen = users[:, : self.rows.dimension], users[:, self.rows.dimension :]
+        return self.mlp(torch.cat([c, items, j_gen], dim=1)).squeeze(1)  # Eq 10; with j' Eq 13
+
+    def _encode_users(self, ids):
+        width = self.rows.dimension
+        weight = torch.cat([self.mlp[0].weight[:, :width], self.mlp[0].weight[:, 2 * width :]], dim=1)
+        return functional.linear(self._user_side(ids), weight, self.mlp[0].bias)  # W1_c c + W1_j' j' + b1
+
+    def _encode_items(self, ids):
+        width = self.rows.dimension
+        return functional.linear(self._item_side(ids), self.mlp[0].weight[:, width : 2 * width])  # W1_j j
+
+    def _score_all(self, users, items):
+        scores = users.new_empty(len(users), len(items))
+        rest = self.mlp[3:]  # after the first linear layer, its ReLU, and its dropout
+        step = max(1, _BLOCK // users.shape[1])
+        for user, row in zip(users, scores, strict=True):
+            for at in range(0, len(items), step):
+                row[at : at + step] = rest((items[at : at + step] + user).relu_()).squeeze(1)
+        return scores
+
+
+class _DotPredictor(_TwoTower):
+    """c . j, MLP(c) . j and MLP([c; j']) . j, each with a scale and a bias."""
+
+    has_mlp = False
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        width = self.rows.dimension
+        self.scale = nn.Parameter(torch.ones(()))
+        self.bias = nn.Parameter(torch.full((), self._prior))
+        if self.has_mlp:
+            parts = 2 if self.uses_generated else 1
+            self.mlp = _mlp([parts * width, *_sizes(config)], width, config["dropout_prob"])
+            self.register_buffer("dot_mean", torch.zeros(()))
+            self.register_buffer("dot_spread", torch.full((), math.sqrt(width)))
+        else:
+            self.register_buffer("dot_mean", torch.zeros(()))
+            self.register_buffer("dot_spread", torch.ones(()))
+            self._fit_dots(dataset)
+
+    @torch.no_grad()
+    def _fit_dots(self, dataset) -> None:
+        """Standardise c . j over the training pairs, and start from the best scale and bias there."""
+        users, items, labels = (
+            torch.as_tensor(np.asarray(dataset.inter_feat[field])) for field in (self.USER_ID, self.ITEM_ID, self.LABEL)
+        )
+        if isinstance(self.rows, TunedRows):
+            users, items, labels = users[:_SAMPLE], items[:_SAMPLE], labels[:_SAMPLE]
+            self.rows.eval()
+        device = self.rows.encoder_sha256.device
+        parts = zip(users.to(device).split(8192), items.to(device).split(8192), strict=True)
+        dots = torch.cat([(self._user_side(u) * self._item_side(i)).sum(dim=1) for u, i in parts])
+        self.rows.train()
+        self.dot_mean.copy_(dots.mean())
+        self.dot_spread.copy_(dots.std(correction=0).clamp_min(1e-6))
+        if 0 < labels.sum() < len(labels):
+            scale, bias = fit_platt(((dots - self.dot_mean) / self.dot_spread).cpu().numpy(), labels.numpy())
+            self.scale.fill_(scale)
+            self.bias.fill_(bias)
+
+    def _standardised(self, kind, ids):
+        return super()._standardised(kind, ids) if self.has_mlp else self.rows(kind, ids)
+
+    def _logit(self, dots: torch.Tensor) -> torch.Tensor:
+        return self.scale * ((dots - self.dot_mean) / self.dot_spread) + self.bias
+
+    def _enhanced(self, users: torch.Tensor) -> torch.Tensor:
+        return self.mlp(users) if self.has_mlp else users  # Eq 14: c' = MLP([c; j'])
+
+    def _score_pairs(self, users, items):
+        return self._logit((self._enhanced(users) * items).sum(dim=1))  # Eq 11; with c' Eq 15
+
+    def _encode_users(self, ids):
+        return self._enhanced(self._user_side(ids))
+
+    def _encode_items(self, ids):
+        return self._item_side(ids)
+
+    def _score_all(self, users, items):
+        return self._logit(users @ items.T)
+
+
+class GIRLBaseMLP(_MLPPredictor):
+    """Eq 10."""
+
+
+class GIRLEnhancedMLP(_MLPPredictor):
+    """Eq 13."""
+
+    uses_generated = True
+
+
+class GIRLBaseDot(_DotPredictor):
+    """Eq 11; with ``cv_mlp`` MLP(c) . j."""
+
+    def __init__(self, config, dataset):
+        self.has_mlp = bool(config["cv_mlp"])
+        super().__init__(config, dataset)
+
+
+class GIRLEnhancedDot(_DotPredictor):
+    """Eqs 14 and 15."""
+
+    uses_generated = True
+    has_mlp = True
+
+
+def _sizes(config) -> list[int]:
+    sizes = config["mlp_hidden_sizes"]
+    if not isinstance(sizes, list) or not sizes or not all(isinstance(n, int) and n > 0 for n in sizes):
+        raise ConfigError(f"mlp_hidden_sizes: {sizes!r}; a list of at least one positive int is required.")
+    return sizes
+
+
+def _one_of(config, key: str, known: tuple[str, ...]) -> str:
+    value = config[key]
+    value = known[0] if value is None else str(value)
+    if value not in known:
+        raise ConfigError(f"{key}: {value!r} is unknown; known: {', '.join(known)}.")
+    return value
+
+
+def _mlp(sizes: list[int], out: int, dropout: float) -> nn.Sequential:
+    """Linear, ReLU, dropout for each hidden size, then Linear to ``out``."""
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise(sizes):
+        layers += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], out))

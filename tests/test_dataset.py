@@ -1,0 +1,151 @@
+"""GIRLDataset: labels as they are, vectors by id against a slow loop, and the errors."""
+
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+
+from girl_recbole.atomic import PARTS, read_docs, read_interactions, write_docs, write_interactions
+from girl_recbole.errors import ConfigError, DataError
+
+
+def make_config(toy, tiny_encoder, **settings):
+    """Our property files; the split ``cold`` where its files are there."""
+    values = {
+        "data_path": str(toy.folder.parent), "checkpoint_dir": str(toy.folder / "saved"),
+        "encoder": str(tiny_encoder), "show_progress": False, "use_gpu": False, "state": "WARNING",
+    }  # fmt: skip
+    if toy.split("cold", "train").exists():
+        values["split"] = "cold"
+    return Config(settings.pop("model", "GIRLEnhancedMLP"), "toy", config_dict=values | settings, arguments=[])
+
+
+def _pairs(dataset):
+    """(user, item, label) in the words of the files."""
+    feat = dataset.inter_feat
+    users = dataset.id2token("user_id", np.asarray(feat["user_id"]))
+    items = dataset.id2token("item_id", np.asarray(feat["item_id"]))
+    return sorted(zip(users, items, np.asarray(feat["label"]).tolist(), strict=True))
+
+
+def test_every_pair_keeps_its_label_and_its_part(toy, tiny_encoder):
+    config = make_config(toy, tiny_encoder)
+    loaders = data_preparation(config, create_dataset(config))
+    for part, loader in zip(PARTS, loaders, strict=True):
+        frame = read_interactions(toy.split("cold", part))
+        expected = sorted(zip(frame["user_id"], frame["item_id"], frame["label"], strict=True))
+        assert _pairs(loader._dataset) == expected
+    batches = list(loaders[0])
+    assert sum(len(batch) for batch in batches) == len(read_interactions(toy.split("cold", "train")))
+    assert set(batches[0].columns) == {"user_id", "item_id", "label"}  # no vectors, no negatives
+
+
+def test_one_file_is_split_without_losing_a_pair(toy, tiny_encoder):
+    for part in PARTS:
+        toy.split("cold", part).unlink()
+    config = make_config(toy, tiny_encoder)
+    parts = create_dataset(config).build()
+    frame = read_interactions(toy.inter)
+    assert sorted(pair for part in parts for pair in _pairs(part)) == sorted(
+        zip(frame["user_id"], frame["item_id"], frame["label"], strict=True)
+    )
+
+
+@pytest.mark.parametrize("kind, file, field", [("cv", "udoc", "user_id"), ("jd", "idoc", "item_id")])
+def test_vectors_are_those_of_each_ids_text(toy, tiny_encoder, kind, file, field):
+    """Against a loop that encodes one text at a time."""
+    from girl_recbole.encoder import Encoder
+
+    dataset = create_dataset(make_config(toy, tiny_encoder))
+    table = dataset.vectors(kind)
+    assert table.shape == (dataset.num(field), 32)
+    assert table.dtype == np.float32
+    assert not table[0].any()
+    docs, encoder = read_docs(getattr(toy, file)), Encoder(str(tiny_encoder))
+    for token in [f"{field[0]}{n}" for n in (0, 7, 31)]:
+        row = table[dataset.token2id(field, token)]
+        np.testing.assert_allclose(row, encoder.encode([docs[token]])[0][0], atol=2e-3)
+    assert dataset.texts(kind)[dataset.token2id(field, f"{field[0]}7")] == [docs[f"{field[0]}7"]]
+    assert dataset.texts(kind)[0] == []
+
+
+def test_ids_that_pandas_takes_for_missing_are_ids(toy, tiny_encoder):
+    frame = read_interactions(toy.split("cold", "train"))
+    frame = pd.concat([frame, pd.DataFrame({"user_id": ["NA", "null"], "item_id": ["i1", "i2"], "label": [1.0, 0.0]})])
+    write_interactions(toy.split("cold", "train"), frame)
+    dataset = create_dataset(make_config(toy, tiny_encoder))
+    assert dataset.token2id("user_id", "NA") > 0
+    assert dataset.token2id("user_id", "null") > 0
+    with pytest.raises(DataError, match=r"toy.udoc: 2 of 24\d seekers have no CV \(first: NA, null\)"):
+        dataset.vectors("cv")
+
+
+def test_an_id_without_text_is_an_error_never_a_zero_row(toy, tiny_encoder):
+    docs = read_docs(toy.idoc)
+    write_docs(toy.idoc, ((key, text) for key, text in docs.items() if key != "i5"), "item")
+    dataset = create_dataset(make_config(toy, tiny_encoder))
+    with pytest.raises(DataError, match=r"toy.idoc: 1 of 40 jobs have no JD \(first: i5\); one each is required"):
+        dataset.vectors("jd")
+    with pytest.raises(DataError, match=r"toy: 1 of 40 ids have fewer than 1 jd texts \(first: i5\)"):
+        dataset.texts("jd")
+
+
+def test_auto_embed_makes_what_is_missing_and_otherwise_says_how(toy, tiny_encoder, caplog):
+    off = create_dataset(make_config(toy, tiny_encoder, auto_embed=False))
+    with pytest.raises(DataError, match="no cv vectors of encoder .* Run `girl embed toy --encoder="):  # noqa: RUF043
+        off.vectors("cv")
+    on = create_dataset(make_config(toy, tiny_encoder))
+    with caplog.at_level("WARNING", logger="girl_recbole.dataset"):
+        on.vectors("cv")
+    assert "Doing it now (auto_embed)" in caplog.text
+    off.vectors("cv")
+    docs = read_docs(toy.udoc)
+    write_docs(toy.udoc, (docs | {"u1": "trade0 word1"}).items(), "user")
+    with pytest.raises(DataError, match=r"1 of 2\d\d texts in toy.udoc are not the ones .*first: u1"):
+        off.vectors("cv")
+    on.vectors("cv")
+    off.vectors("cv")
+
+
+def test_a_saved_dataset_holds_no_vectors(toy, tiny_encoder):
+    dataset = create_dataset(make_config(toy, tiny_encoder))
+    before = len(pickle.dumps(dataset))
+    table = dataset.vectors("cv")
+    assert len(pickle.dumps(dataset)) == before
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(dataset)).vectors("cv"), table)
+
+
+def test_mismatched_pairs_are_not_to_be_found_in_a_ranking(toy, tiny_encoder):
+    settings = {
+        "eval_args": {"mode": "full", "split": {"RS": [1, 1, 1]}},
+        "metrics": ["NDCG"],
+        "valid_metric": "NDCG@10",
+    }
+    parts = create_dataset(make_config(toy, tiny_encoder, **settings)).build()
+    for name, part in zip(PARTS, parts, strict=True):
+        frame = read_interactions(toy.split("cold", name))
+        if name == "train":
+            assert len(part) == len(frame)
+        else:
+            assert len(part) == (frame["label"] == 1).sum()
+            assert (part.inter_feat["label"] == 1).all()
+
+
+def test_sampling_beside_explicit_labels_is_refused(toy, tiny_encoder):
+    config = make_config(toy, tiny_encoder, train_neg_sample_args={"distribution": "uniform", "sample_num": 1})
+    with pytest.raises(ConfigError, match="train_neg_sample_args: distribution 'uniform'.*train_neg_sample_args: null"):  # noqa: RUF043
+        create_dataset(config)
+
+
+def test_labels_other_than_0_and_1_and_missing_files_are_errors(toy, tiny_encoder):
+    config = make_config(toy, tiny_encoder)
+    path = toy.split("cold", "valid")
+    path.write_text(path.read_text().replace("\t1\n", "\t3\n", 1))
+    with pytest.raises(DataError, match=r"toy.cold.valid.inter: 1 of \d+ labels are neither 0 .* nor 1"):
+        create_dataset(config)
+    path.unlink()
+    with pytest.raises(DataError, match=r"toy.cold.valid.inter: no such file. Run `girl split toy`"):
+        create_dataset(config)
