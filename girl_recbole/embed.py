@@ -57,7 +57,7 @@ class EmbedConfig:
     encoder: str
     max_text_tokens: int | None
     text_windows: int
-    encoder_batch_tokens: int
+    encoder_batch_tokens: int | None
     encoder_precision: str
     embed_all: bool
 

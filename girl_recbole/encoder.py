@@ -16,7 +16,8 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,36 +162,63 @@ class Encoder:
         features = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
         return self.model(features)["sentence_embedding"].float()
 
+    def batches(self, windows: Windows, which: np.ndarray, batch_tokens: int | None = None) -> list[np.ndarray]:
+        """``which`` in batches of at most ``batch_tokens`` padded tokens, longest windows first.
+
+        None: 2048 on a CPU, where a batch must fit in the caches, and 32768 on a GPU, which must have enough to do.
+        """
+        batch_tokens = batch_tokens or (2048 if self.device.type == "cpu" else 32768)
+        length = windows.start[which + 1] - windows.start[which]
+        order = np.argsort(-length, kind="stable")  # longest first: a batch too large for memory fails at once
+        batches, at = [], 0
+        while at < len(order):
+            batches.append(which[order[at : at + max(1, batch_tokens // int(length[order[at]]))]])
+            at += len(batches[-1])
+        return batches
+
     def encode(
-        self, texts: Sequence[str], *, batch_tokens: int = 8192, done: Callable[[int], object] = lambda windows: None
+        self,
+        texts: Sequence[str],
+        *,
+        batch_tokens: int | None = None,
+        done: Callable[[int], object] = lambda count: None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Vectors (len(texts), D) float32, and which texts were cut (len(texts),) bool.
 
-        ``batch_tokens`` bounds the padded tokens of a batch; ``done(n)`` is called after each batch with the number of
-        texts that ended in it.
+        ``done(n)`` is called after each batch with the number of texts that began in it.
         """
         windows = self.tokenize(texts)
-        return self.encode_windows(windows, batch_tokens=batch_tokens, done=done), windows.truncated
-
-    def encode_windows(self, windows: Windows, *, batch_tokens: int, done: Callable[[int], object]) -> np.ndarray:
-        length = np.diff(windows.start)
-        order = np.argsort(-length, kind="stable")  # longest first: a batch too large for memory fails at once
-        parts = np.empty((len(order), self.dimension), np.float32)
-        first = np.concatenate([[True], windows.owner[1:] != windows.owner[:-1]]) if len(order) else np.empty(0, bool)
-        at = 0
-        with torch.inference_mode():
-            while at < len(order):
-                batch = order[at : at + max(1, batch_tokens // int(length[order[at]]))]
-                parts[batch] = self.forward(windows, batch).cpu().numpy()
-                at += len(batch)
-                done(int(first[batch].sum()))
+        batches = self.batches(windows, np.arange(len(windows.owner)), batch_tokens)
+        parts = np.empty((len(windows.owner), self.dimension), np.float32)
+        first = np.diff(windows.owner, prepend=-1) > 0
+        for batch, vectors in zip(batches, self._forward_all(windows, batches), strict=True):
+            parts[batch] = vectors
+            done(int(first[batch].sum()))
         if not np.isfinite(parts).all():
             bad = int((~np.isfinite(parts).all(axis=1)).sum())
             raise ConfigError(
                 f"encoder {self.name!r} gave {bad} vectors that are not finite in {self.precision}; "
                 f"set encoder_precision: float32."
             )
-        return self._mean(parts, windows)
+        return self._mean(parts, windows), windows.truncated
+
+    def _forward_all(self, windows: Windows, batches: list[np.ndarray]) -> Iterator[np.ndarray]:
+        """Vectors of each batch, in order. On a CPU each core works on a batch of its own: BERT's many small steps
+        scale badly over cores, and so the bytes do not depend on how many there are."""
+
+        def forward(batch: np.ndarray) -> np.ndarray:
+            with torch.inference_mode():
+                return self.forward(windows, batch).cpu().numpy()
+
+        if self.device.type != "cpu":
+            yield from map(forward, batches)
+            return
+        threads = torch.get_num_threads()
+        try:
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                yield from pool.map(forward, batches)
+        finally:
+            torch.set_num_threads(threads)
 
     def _mean(self, parts: np.ndarray, windows: Windows) -> np.ndarray:
         """Mean of each text's windows weighted by their tokens."""

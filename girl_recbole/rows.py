@@ -146,18 +146,13 @@ class TunedRows(_Rows):
         windows, n = self._windows[kind], self._samples[kind]
         real = ids[ids > 0].cpu().numpy()
         which = ((real[:, None] - 1) * n + np.arange(n)).ravel()  # one window a text
-        length = windows.start[which + 1] - windows.start[which]
-        order = np.argsort(-length, kind="stable")
-        parts, at = [], 0
-        while at < len(order):
-            batch = order[at : at + max(1, self._batch_tokens // int(length[order[at]]))]
-            parts.append(self._reader[0].forward(windows, which[batch]))
-            at += len(batch)
+        batches = self._reader[0].batches(windows, which, self._batch_tokens)
         out = torch.zeros(len(ids), self.dimension, device=ids.device)
-        if not parts:
+        if not batches:
             return out
-        back = torch.from_numpy(np.argsort(order)).to(ids.device)
-        vectors = torch.cat(parts)[back].view(len(real), n, -1).mean(dim=1)
+        parts = torch.cat([self._reader[0].forward(windows, batch) for batch in batches])
+        back = torch.from_numpy(np.argsort(np.concatenate(batches))).to(ids.device)  # which is ascending
+        vectors = parts[back].view(len(real), n, -1).mean(dim=1)
         return out.index_copy(0, torch.nonzero(ids > 0)[:, 0], vectors)
 
 
