@@ -48,12 +48,18 @@ _Preset = Annotated[str, typer.Option(help="a shipped file of properties/generat
 @app.command(context_settings=_STAGE)
 def simulate(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="name of the new dataset")] = "jobrec-sim",
+    name: Annotated[str, typer.Argument(help="name of the new dataset")],
+    seekers: Annotated[int | None, typer.Option(min=1, help="in the recommendation stage; the rest scales")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="in the recommendation stage; the rest scales")] = None,
+    preset: Annotated[str | None, typer.Option(help="paper: the sizes of the paper's Table I")] = None,
     data_path: _DataPath = Path("dataset"),
     config: _Config = [],  # noqa: B006 - typer reads the default, nobody changes it
 ):
     """Simulate a recruiting market whose true match probabilities are known."""
-    _run("simulate", context, name, data_path, config)
+    from girl_recbole.market import sizes_for
+
+    sizes = sizes_for(seekers, jobs) if seekers or jobs else {}
+    _run("simulate", context, name, data_path, config, preset=preset and f"market/{preset}", overrides=sizes)
 
 
 @app.command(context_settings=_STAGE)
@@ -83,19 +89,21 @@ def sft(
     config: _Config = [],  # noqa: B006
 ):
     """Fine-tune a language model on matched CV-JD pairs: GIRL's first stage."""
-    _run("sft", context, name, data_path, config, preset=preset)
+    _run("sft", context, name, data_path, config, preset=f"generator/{preset}")
 
 
 @app.command(context_settings=_STAGE)
 def generate(
     context: typer.Context,
     name: _Name,
+    n: Annotated[int | None, typer.Option(min=1, help="JDs a CV, short for --gen_samples")] = None,
     preset: _Preset = "tiny",
     data_path: _DataPath = Path("dataset"),
     config: _Config = [],  # noqa: B006
 ):
     """Write n JDs for every CV with a trained generator; resumes where it was stopped."""
-    _run("generate", context, name, data_path, config, preset=preset)
+    samples = {} if n is None else {"gen_samples": n}
+    _run("generate", context, name, data_path, config, preset=f"generator/{preset}", overrides=samples)
 
 
 @app.command(context_settings=_STAGE)
@@ -161,19 +169,20 @@ def main() -> None:
 
 
 def _run(stage: str, context: typer.Context, name: str, data_path: Path, config: list[Path],
-         preset: str | None = None, **arguments: Any) -> None:  # fmt: skip
+         preset: str | None = None, overrides: dict[str, Any] | None = None, **arguments: Any) -> None:  # fmt: skip
     module_name, verb, kind = _STAGES[stage]
     module = importlib.import_module(module_name)
     files = _files(name, data_path, new=stage in ("simulate", "prepare"))
-    if preset is not None and not properties_file(f"generator/{preset}.yaml").exists():
-        shipped = sorted(path.stem for path in properties_file("overall.yaml").parent.glob("generator/*.yaml"))
-        raise ConfigError(f"--preset {preset}: no such generator file; shipped: {', '.join(shipped)}.")
+    if preset is not None and not properties_file(f"{preset}.yaml").exists():
+        folder = properties_file("overall.yaml").parent / Path(preset).parent
+        shipped = sorted(path.stem for path in folder.glob("*.yaml"))
+        raise ConfigError(f"--preset {Path(preset).name}: no such file; shipped: {', '.join(shipped)}.")
     filled = make_config(
         getattr(module, kind),
         dataset=name,
-        preset=None if preset is None else f"generator/{preset}",
+        preset=preset,
         files=config,
-        overrides=parse_overrides(context.args),
+        overrides={**(overrides or {}), **parse_overrides(context.args)},
     )
     _show(getattr(module, verb)(files, filled, **arguments))
 

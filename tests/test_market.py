@@ -12,7 +12,7 @@ from girl_recbole.atomic import DatasetFiles, read_docs, read_interactions, read
 from girl_recbole.config import make_config
 from girl_recbole.errors import ConfigError, DataError
 from girl_recbole.manifest import manifest_path, read_manifest
-from girl_recbole.market import MarketConfig, match_probability, parse_job, read_truth, simulate
+from girl_recbole.market import MarketConfig, match_probability, parse_job, read_truth, simulate, sizes_for
 from girl_recbole.market.agents import draw_jobs, draw_seekers
 from girl_recbole.market.decisions import match_logit
 from girl_recbole.market.simulation import _demand
@@ -359,3 +359,12 @@ def test_jobs_follow_demand():
     assert (jobs.occupation == 5).all()
     core = set(taxonomy.occupations[5].core.tolist())
     assert all(set(row[row >= 0]) <= core for row in jobs.musts[:, :4])
+
+
+def test_sizes_scale_with_the_recommendation_stage():
+    assert sizes_for(2000, 1000) == sizes_for(2000, None)
+    half = sizes_for(1000, None)
+    assert (half["market_rec_seekers"], half["market_rec_jobs"], half["market_sft_pairs"]) == (1000, 500, 4000)
+    assert sizes_for(None, 500)["market_rec_seekers"] == 2000
+    tiny = sizes_for(60, 40)
+    assert tiny["market_rec_pairs"] == 120  # 5 % of 60 x 40, not 360

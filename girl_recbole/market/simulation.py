@@ -31,6 +31,7 @@ import numpy as np
 import pandas as pd
 
 from girl_recbole.atomic import DatasetFiles, atomic_write, write_docs, write_interactions, write_table, write_users
+from girl_recbole.config import documented_keys
 from girl_recbole.errors import ConfigError, DataError
 from girl_recbole.manifest import manifest_path, write_manifest
 from girl_recbole.market.agents import Jobs, Seekers, draw_jobs, draw_seekers, follow
@@ -38,13 +39,14 @@ from girl_recbole.market.decisions import apply_utility, match_logit, sigmoid
 from girl_recbole.market.taxonomy import SCHOOLS, Taxonomy, load_taxonomy
 from girl_recbole.market.text import write_cvs, write_jds
 
-__all__ = ["MarketConfig", "Truth", "read_truth", "simulate"]
+__all__ = ["MarketConfig", "Truth", "read_truth", "simulate", "sizes_for"]
 
 _log = logging.getLogger(__name__)
 
 _EPOCH = int(pd.Timestamp("2023-04-01", tz="UTC").timestamp())
 _DAYS = {"sft": (0, 30), "reward": (30, 37), "rl": (37, 40), "rec": (37, 61)}
 _PAIRED = ("sft", "reward", "rec")
+_DENSEST = 0.05  # share of all pairs of a stage that can be applications
 _SEEKER_DAYS, _JOB_DAYS = 7.0, 12.0  # mean windows
 _SLATE, _FROM = 16, (0.30, 0.25, 0.10)  # slate size; shares of next step, present occupation, step after next
 _ROUNDS = 60
@@ -71,6 +73,23 @@ class MarketConfig:
     market_carry_over: float
     market_match_rate: float
     market_demand_drift: float
+
+
+def sizes_for(seekers: int | None, jobs: int | None) -> dict[str, int]:
+    """The ``market_*`` sizes of a market with ``seekers`` and ``jobs`` in its recommendation stage.
+
+    The other stages and the pairs grow in proportion to the shipped sizes; jobs follow the seekers when not given. A
+    very small market has fewer pairs, as not more than a share of all possible ones can be applications.
+    """
+    shipped = {key: int(value) for key, value, _ in documented_keys() if key.startswith("market_") and value.isdigit()}
+    by_seekers = 1.0 if seekers is None else seekers / shipped["market_rec_seekers"]
+    by_jobs = by_seekers if jobs is None else jobs / shipped["market_rec_jobs"]
+    scale = {"seekers": by_seekers, "pairs": by_seekers, "jobs": by_jobs}
+    sizes = {key: max(1, round(value * scale[key.rpartition("_")[2]])) for key, value in shipped.items()}
+    for stage in _PAIRED:
+        most = int(_DENSEST * sizes[f"market_{stage}_seekers"] * sizes[f"market_{stage}_jobs"])
+        sizes[f"market_{stage}_pairs"] = max(1, min(sizes[f"market_{stage}_pairs"], most))
+    return sizes
 
 
 @dataclass(frozen=True)
@@ -144,7 +163,7 @@ def _check(config: MarketConfig) -> None:
             raise ConfigError(f"MarketConfig: {name} is {getattr(config, name)}; {low} to {high} is required.")
     for stage in _PAIRED:
         pairs, seekers, jobs = (getattr(config, f"market_{stage}_{kind}") for kind in ("pairs", "seekers", "jobs"))
-        if pairs > 0.05 * seekers * jobs:
+        if pairs > _DENSEST * seekers * jobs:
             raise ConfigError(
                 f"MarketConfig: market_{stage}_pairs is {pairs}, more than 5 % of {seekers} seekers x {jobs} jobs; "
                 f"raise market_{stage}_seekers or market_{stage}_jobs."
