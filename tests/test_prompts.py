@@ -104,9 +104,7 @@ def test_bos_once_where_the_tokenizer_writes_one(plain):
     assert head.count(with_bos.bos_token_id) == 1
 
 
-JD = (
-    "Senior Nurse at a hospital group. You plan care, watch wounds and train new colleagues every week. We pay $80,000."
-)
+JD = "Senior Nurse at a hospital group. You plan care, watch wounds and train new colleagues all week. We pay $80,000."
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+torch.set_num_threads(1)  # models of this size are fastest so, above all when tests run side by side
+
 TEXTS = ["Human: A nurse plans care. Assistant: You watch wounds and pay bills.", "engineer builds bridges"] * 3
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

@@ -1,0 +1,346 @@
+"""Write n JDs for every CV with a generator: CVs -> ``NAME.<generator>.gdoc``.
+
+For a CV C and a sample number i, J_i ~ p(. | C, T): the prompt T(C) of prompts.py with blank output, continued until
+EOS or ``max_jd_tokens``. The random numbers of J_i depend on (seed, C, i) alone (llm.py), so the JDs of a CV do not
+depend on which other CVs are written, in which order or batch, or on how often the work was stopped; the first of n
+samples is the one that n = 1 gives. Equal CV texts are written once.
+
+:class:`JDGenerator` owns the prompt, the keys, the limits and the reading; an :class:`Engine` maps prompts and keys to
+completions. :class:`LocalEngine` runs a model in this process; a server or a cluster is another small class.
+
+Work is cut into shards of ``gen_shard_size`` distinct CVs, each in a file named by the hash of its CVs, in
+``NAME.<generator>.gdoc.shards/``. A shard appears when it is whole. After a kill at any moment the same command goes
+on with the shards that are missing, and the final file equals that of an undisturbed run. Shards of another model,
+prompt or sampling are refused, not mixed in. The folder goes when the final file and its manifest are written.
+
+A JD that is empty, cut by the limit, or without the structure of a JD (:func:`girl_recbole.prompts.parse_jd`) is kept
+as it is, counted, and flagged by seeker in the report and in the manifest: whether to use it is the reader's choice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from girl_recbole import llm
+from girl_recbole.atomic import DatasetFiles, atomic_write, read_docs, read_table, read_users, write_generated
+from girl_recbole.errors import ConfigError, DataError, some_of
+from girl_recbole.manifest import file_hash, read_manifest, require, text_hash, write_manifest
+from girl_recbole.prompts import Prompt, make_prompt, parse_jd
+
+__all__ = ["Engine", "GenerateConfig", "JDGenerator", "LocalEngine", "generate", "generator_folder"]
+
+log = logging.getLogger(__name__)
+
+GROUPS = ("recommendation", "sft", "reward", "rl")
+_SHOWN = 20  # seekers named in a report for each kind of problem
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Keys and meanings: properties/overall.yaml, section "Language model"."""
+
+    seed: int
+    generator: str
+    saved_folder: str
+    lm_dtype: str
+    prompt_language: str
+    max_cv_tokens: int
+    max_jd_tokens: int
+    temperature: float
+    top_p: float
+    gen_samples: int
+    gen_stages: tuple | str
+    gen_model: str | None
+    gen_batch_size: int
+    gen_shard_size: int
+
+
+def generator_folder(saved_folder: str, dataset: str, generator: str) -> Path:
+    """Where the generator of a dataset lies: ``saved/NAME/sft``."""
+    return Path(saved_folder) / dataset / generator
+
+
+# ------------------------------------------------------------------------------------------------ writing JDs for CVs
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What an engine wrote after a prompt, and whether it stopped by itself."""
+
+    text: str
+    ended: bool
+
+
+class Engine(Protocol):
+    """Continues prompts. ``keys[i]`` holds a 128-bit key for each sample wanted of ``prompts[i]`` (token ids)."""
+
+    def complete(self, prompts: Sequence[Sequence[int]], keys: Sequence[Sequence[int]]) -> list[list[Completion]]: ...
+
+
+@dataclass(frozen=True)
+class LocalEngine:
+    """A model in this process. Batches hold prompts of like length; ``batch_size`` counts sequences."""
+
+    lm: llm.LanguageModel
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    batch_size: int
+
+    def complete(self, prompts: Sequence[Sequence[int]], keys: Sequence[Sequence[int]]) -> list[list[Completion]]:
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        size = max(1, self.batch_size // max(map(len, keys), default=1))
+        done: dict[int, list[Completion]] = {}
+        for start in range(0, len(order), size):
+            batch = order[start : start + size]
+            sampled = llm.sample(
+                self.lm, [prompts[i] for i in batch], [keys[i] for i in batch],
+                max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p,
+            )  # fmt: skip
+            for i, samples in zip(batch, sampled, strict=True):
+                done[i] = [Completion(self._text(s.ids), s.ended) for s in samples]
+        return [done[i] for i in range(len(prompts))]
+
+    def _text(self, ids: list[int]) -> str:
+        return self.lm.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+@dataclass(frozen=True)
+class Written:
+    """The JDs of one CV: texts, which of them ended by EOS, and how many tokens of the CV were cut off."""
+
+    texts: list[str]
+    ended: list[bool]
+    cut: int
+
+
+@dataclass(frozen=True)
+class JDGenerator:
+    """CVs -> JDs, whatever the engine."""
+
+    engine: Engine
+    tokenizer: Any
+    prompt: Prompt
+    seed: int
+    samples: int
+    max_cv_tokens: int
+
+    def write(self, cvs: Sequence[str]) -> list[Written]:
+        """``samples`` JDs for each CV."""
+        encoded = [self.prompt.encode(self.tokenizer, cv, self.max_cv_tokens) for cv in cvs]
+        keys = [[llm.sample_key(self.seed, cv, i) for i in range(self.samples)] for cv in cvs]
+        completions = self.engine.complete([ids for ids, _ in encoded], keys)
+        return [
+            Written([c.text.strip() for c in row], [c.ended for c in row], cut)
+            for row, (_, cut) in zip(completions, encoded, strict=True)
+        ]
+
+
+# ---------------------------------------------------------------------------------------------------------- the stage
+
+
+def generate(files: DatasetFiles, config: GenerateConfig) -> dict[str, Any]:
+    """Write ``NAME.<generator>.gdoc`` and its manifest; returns the report. Nothing is done if it is there already.
+
+    Raises ``DataError`` for seekers without a CV, for a generator that was trained with another prompt, and for shards
+    in the way that another model, prompt or sampling made.
+    """
+    start = time.monotonic()
+    if config.gen_samples < 1:
+        raise ConfigError(f"gen_samples: {config.gen_samples} JDs a CV; at least 1 is required.")
+    users = _seekers(files, config.gen_stages)
+    docs = read_docs(files.udoc)
+    missing = [user for user in users if user not in docs]
+    if missing:
+        raise DataError(
+            f"{files.udoc}: {len(missing)} of {len(users)} seekers have no CV ({some_of(missing)}); each needs one."
+        )
+    lm, prompt = _load(files, config)
+    settings = {
+        "model": lm.fingerprint, "prompt": prompt.id, "seed": config.seed, "samples": config.gen_samples,
+        "temperature": config.temperature, "top_p": config.top_p, "max_cv_tokens": config.max_cv_tokens,
+        "max_jd_tokens": config.max_jd_tokens, "dtype": config.lm_dtype,
+    }  # fmt: skip
+    path = files.gdoc(config.generator)
+    cvs = {user: docs[user] for user in users}
+    source = text_hash(*(text for pair in cvs.items() for text in pair))
+    manifest = read_manifest(path) if path.exists() else None
+    if manifest and manifest["settings"] == settings and manifest["source"] == source:
+        if manifest["sha256"] == file_hash(path):
+            return {**manifest["report"], "file": str(path), "reused": "all: the file was there already"}
+        log.warning("%s was changed after it was written; it is written again", path)
+    room = lm.context - prompt.overhead(lm.tokenizer) - config.max_jd_tokens
+    if room < 1:
+        raise ConfigError(
+            f"max_jd_tokens: {config.max_jd_tokens} tokens of JD and {prompt.overhead(lm.tokenizer)} of instruction "
+            f"leave no room for a CV in the {lm.context} tokens that {lm.name} reads; lower max_jd_tokens."
+        )
+    engine = LocalEngine(lm, config.max_jd_tokens, config.temperature, config.top_p, config.gen_batch_size)
+    generator = JDGenerator(
+        engine, lm.tokenizer, prompt, config.seed, config.gen_samples, min(config.max_cv_tokens, room)
+    )  # fmt: skip
+    folder = path.with_name(path.name + ".shards")
+    _claim(folder, settings)
+    distinct = list(dict.fromkeys(cvs.values()))
+    shards = [distinct[i : i + config.gen_shard_size] for i in range(0, len(distinct), config.gen_shard_size)]
+    reused = 0
+    with tqdm(total=len(distinct) * config.gen_samples, desc=path.name, unit="JD") as bar:
+        for shard in shards:
+            if (folder / _shard_name(shard)).exists():
+                reused += 1
+            else:
+                _write_shard(folder / _shard_name(shard), generator.write(shard))
+            bar.update(len(shard) * config.gen_samples)
+    found = _Findings()
+    write_generated(path, found.watch(_assemble(cvs, shards, folder)))
+    report = {
+        "file": str(path),
+        "seekers": len(users),
+        "distinct_cvs": len(distinct),
+        "empty_cvs": sum(not cv.strip() for cv in cvs.values()),
+        **found.report(),
+        "shards": len(shards),
+        "shards_reused": reused,
+        "wall_time_s": round(time.monotonic() - start, 1),
+    }
+    write_manifest(
+        path, "gdoc", config=dataclasses.asdict(config), inputs=[files.udoc], seed=config.seed,
+        wall_time_s=report["wall_time_s"], settings=settings, source=source, sha256=file_hash(path),
+        report={key: value for key, value in report.items() if key not in ("file", "shards_reused")},
+    )  # fmt: skip
+    shutil.rmtree(folder)
+    return report
+
+
+def _seekers(files: DatasetFiles, stages: Iterable[str] | str) -> list[str]:
+    """The seekers of the wanted stages, each once, in file order."""
+    stages = [stages] if isinstance(stages, str) else list(stages)
+    unknown = [stage for stage in stages if stage not in GROUPS]
+    if unknown or not stages:
+        raise ConfigError(f"gen_stages: {', '.join(map(str, unknown)) or 'none'}; known: {', '.join(GROUPS)}.")
+    users: dict[str, None] = {}
+    for stage in stages:
+        if stage == "rl":
+            users.update(dict.fromkeys(read_users(files.stage("rl"))))
+        else:
+            path = files.inter if stage == "recommendation" else files.stage(stage)
+            users.update(dict.fromkeys(read_table(path, required=("user_id",))["user_id"]))
+    if not users:
+        raise DataError(f"{files.folder}: the stages {', '.join(stages)} have no seeker.")
+    return list(users)
+
+
+def _load(files: DatasetFiles, config: GenerateConfig) -> tuple[llm.LanguageModel, Prompt]:
+    """The generator, and the prompt that it was trained with."""
+    folder = generator_folder(config.saved_folder, files.name, config.generator)
+    if config.gen_model:
+        if folder.exists():
+            raise ConfigError(
+                f"generator: {config.generator!r} names the trained generator {folder}; give the JDs of gen_model "
+                f"{config.gen_model!r} another name (--generator=base)."
+            )
+        lm = llm.load(config.gen_model, config.lm_dtype)
+        return lm, make_prompt(config.prompt_language, lm.tokenizer)
+    rebuild = f"girl sft {files.name} --generator={config.generator}"
+    if not folder.exists():
+        raise DataError(f"{folder}: no such generator. Run `{rebuild}`, or name a model with gen_model.")
+    require(folder, rebuild)
+    lm = llm.load(str(folder), config.lm_dtype)
+    prompt = make_prompt(config.prompt_language, lm.tokenizer)
+    require(folder, rebuild, prompt=prompt.id, fingerprint=lm.fingerprint)
+    return lm, prompt
+
+
+# ------------------------------------------------------------------------------------------------------------- shards
+
+
+def _claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Take the folder of shards for these settings, or refuse it if its shards were made with others."""
+    marker = folder / "settings.json"
+    if not marker.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        with atomic_write(marker) as file:
+            json.dump(settings, file)
+        return
+    old = json.loads(marker.read_text(encoding="utf-8"))
+    if old == settings:
+        return
+    changed = "; ".join(
+        f"{key} was {old.get(key)}, now {settings[key]}" for key in settings if old.get(key) != settings[key]
+    )
+    count = len(list(folder.glob("*.jsonl")))
+    raise DataError(
+        f"{folder}: {count} finished shards of an unfinished run were made with other settings ({changed}) and are not "
+        f"mixed in. Run `girl generate` with the old settings to finish it, or delete the folder to begin anew."
+    )
+
+
+def _shard_name(cvs: Sequence[str]) -> str:
+    return text_hash(*cvs)[:24] + ".jsonl"
+
+
+def _write_shard(path: Path, rows: Sequence[Written]) -> None:
+    with atomic_write(path) as file:
+        for row in rows:
+            file.write(json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n")
+
+
+def _read_shard(path: Path) -> Iterator[Written]:
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            yield Written(**json.loads(line))
+
+
+def _assemble(cvs: dict[str, str], shards: Sequence[Sequence[str]], folder: Path) -> Iterator[tuple[str, str, Written]]:
+    """(seeker, CV, JDs) in the seekers' order; only the JDs of CVs that several seekers share stay in memory."""
+    left = Counter(cvs.values())
+    shared: dict[str, Written] = {}
+    fresh = (pair for shard in shards for pair in zip(shard, _read_shard(folder / _shard_name(shard)), strict=True))
+    for user, cv in cvs.items():
+        if cv not in shared:
+            same, shared[cv] = next(fresh)
+            assert same == cv  # CVs appear in the order in which they were cut into shards
+        yield user, cv, shared[cv]
+        left[cv] -= 1
+        if not left[cv]:
+            del shared[cv]
+
+
+class _Findings:
+    """Counts what passes on its way to the file."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.flagged: dict[str, list[str]] = {}
+
+    def watch(self, rows: Iterator[tuple[str, str, Written]]) -> Iterator[tuple[str, int, str]]:
+        for user, _, written in rows:
+            self.counts["cvs_cut"] += written.cut > 0
+            for number, (text, ended) in enumerate(zip(written.texts, written.ended, strict=True)):
+                self.counts["jds"] += 1
+                problem = parse_jd(text).problem
+                for trouble in [problem] * bool(problem) + ["cut by max_jd_tokens"] * (not ended):
+                    self.counts[trouble] += 1
+                    if len(names := self.flagged.setdefault(trouble, [])) < _SHOWN:
+                        names.append(f"{user}/{number}")
+                yield user, number, text
+
+    def report(self) -> dict[str, Any]:
+        problems = {trouble: self.counts[trouble] for trouble in self.flagged}
+        return {
+            "jds": self.counts["jds"],
+            "cvs_cut": self.counts["cvs_cut"],
+            "problems": problems,
+            "flagged_first": self.flagged,
+        }
