@@ -179,14 +179,23 @@ PROMPTS = [[5, 6, 7], [40, 41, 42, 43, 44, 45, 46, 47], [100], list(range(60, 95
 KEYS = [[llm.sample_key(3, str(p), i) for i in range(3)] for p in range(len(PROMPTS))]
 
 
-def test_same_text_alone_or_in_a_batch_in_any_order_with_any_number_of_samples(lm):
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("stops", [[], list(range(2, 60))])
+def test_same_text_alone_or_in_a_batch_in_any_order_with_any_number_of_samples(kind, stops):
+    """Also when rows end at different times and leave the batch; gpt2 would notice positions counted in the padding."""
+    tokenizer = plain_tokenizer()
+    lm = llm.LanguageModel(tiny_model(tokenizer, kind, spread=0.3).eval(), tokenizer, "", "")
+    lm.model.generation_config.eos_token_id = stops
     together = llm.sample(lm, PROMPTS, KEYS, max_new_tokens=24, temperature=1.0, top_p=0.9)
     back = llm.sample(lm, PROMPTS[::-1], KEYS[::-1], max_new_tokens=24, temperature=1.0, top_p=0.9)[::-1]
     assert together == back
     for prompt, keys, expected in zip(PROMPTS, KEYS, together, strict=True):
         assert _one(lm, prompt, keys) == expected
         assert [_one(lm, prompt, [key])[0] for key in keys] == expected
-    assert len({tuple(s.ids) for row in together for s in row}) == 12  # and the samples differ
+    if stops:
+        assert len({len(s.ids) for row in together for s in row if s.ended}) > 3
+    else:
+        assert len({tuple(s.ids) for row in together for s in row}) == 12  # and the samples differ
 
 
 def test_sampling_against_a_plain_loop_without_cache(lm):

@@ -40,9 +40,10 @@ def plain_tokenizer(bos: bool = False, pad: str | None = "<pad>"):
 
 
 def chat_tokenizer():
-    """Like Qwen's: ChatML, EOS <|im_end|>, and no pad token of its own but a spare one."""
+    """Like Qwen's: ChatML, EOS <|im_end|>, a spare pad token, and an added token that does not count as special."""
     bpe = _byte_bpe(["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|fim_pad|>"], 300)
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>")
+    tokenizer.add_tokens(["<tool_call>"])
     tokenizer.chat_template = CHATML
     return tokenizer
 
@@ -50,12 +51,18 @@ def chat_tokenizer():
 def tiny_model(
     tokenizer, kind: str = "llama", context: int = 512, seed: int = 0, width: int = 32, spread: float = 0.02
 ):
-    """A random Llama or Qwen2 of two layers over the tokenizer; ``spread`` is the deviation of its weights."""
+    """A random Llama, Qwen2 or (with learned positions) GPT-2 of two layers; ``spread``: deviation of its weights."""
+    torch.manual_seed(seed)
+    if kind == "gpt2":
+        config = transformers.GPT2Config(
+            vocab_size=len(tokenizer), n_embd=width, n_layer=2, n_head=4, n_positions=context, initializer_range=spread,
+            eos_token_id=tokenizer.eos_token_id, bos_token_id=None, pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+        return transformers.GPT2LMHeadModel(config)
     config, model = {
         "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
         "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
     }[kind]
-    torch.manual_seed(seed)
     return model(
         config(
             vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
