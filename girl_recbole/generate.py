@@ -268,7 +268,7 @@ def _load(files: DatasetFiles, config: GenerateConfig) -> tuple[llm.LanguageMode
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
     """Take the folder of shards for these settings, or refuse it if its shards were made with others."""
     marker = folder / "settings.json"
-    if not marker.exists():
+    if not list(folder.glob("*.jsonl")):
         shutil.rmtree(folder, ignore_errors=True)
         with atomic_write(marker) as file:
             json.dump(settings, file)

@@ -178,8 +178,9 @@ def train(files: DatasetFiles, config: SFTConfig) -> dict[str, Any]:
     inputs = [files.stage("sft"), files.udoc, files.idoc]
     process = accelerate.PartialState()
     pairs, mismatched = read_pairs(files)
-    with process.main_process_first():
+    if process.is_main_process:
         _claim(work, text_hash(json.dumps(dataclasses.asdict(config), sort_keys=True), *map(file_hash, inputs)))
+    process.wait_for_everyone()
     training, held = hold_out(pairs, config.sft_eval_share, config.seed)
     lm = _base(config, training)
     prompt = make_prompt(config.prompt_language, lm.tokenizer)
@@ -263,7 +264,7 @@ def _check(config: SFTConfig) -> None:
 def _claim(work: Path, run: str) -> None:
     """Take the checkpoint folder for ``run``, or refuse it if another run left it."""
     marker = work / "run"
-    if not marker.exists():
+    if not marker.exists() or not _last_checkpoint(work):
         shutil.rmtree(work, ignore_errors=True)
         with atomic_write(marker) as file:
             file.write(run)
@@ -325,6 +326,7 @@ def _fit(lm: LanguageModel, examples: list[dict], held: list[dict], config: SFTC
         per_device_train_batch_size=config.sft_batch_size,
         per_device_eval_batch_size=config.sft_batch_size,
         gradient_accumulation_steps=config.sft_accumulation,
+        use_cpu=not torch.cuda.is_available(),
         learning_rate=config.sft_learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=config.sft_warmup_ratio,
