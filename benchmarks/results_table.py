@@ -1,14 +1,16 @@
 """The tables of docs/results: Base and Enhanced scorers, their controls, the prior and the oracle, over seeds.
 
-    python benchmarks/results_table.py jobrec-sim --seeds 1 2 3 4 5 --splits warm cold --markdown docs/results/jobrec-sim.md
+    python benchmarks/results_table.py jobrec-sim --splits warm cold --markdown docs/results/jobrec-sim.md
 
-Seed s redraws the split (``girl split`` with split_seed s and suffix s<s>, so that warm, which is cut by time, stays the
-same cut and cold draws other seekers), the initialisation, the order of the batches and the dropout. The generator and
-its JDs are the same for every seed. Every run is one line of the results file, and a run that is there is not done
-again: kill the script and start it anew at any time.
+Seed s redraws the split (``girl split`` with split_seed s and suffix s<s>; warm, which is cut by time, stays the same
+cut, cold draws other seekers), the initialisation, the order of the batches and the dropout. The generator and its JDs
+are the same for every seed, so no interval here speaks of another generator. Every run is one line of the results file
+and one file of test scores; a run that is there, of the same code and data, is not done again: kill the script and
+start it anew at any time.
 
-Rows are compared in pairs (same split, same seed). An interval is the 95 % t-interval of the mean over seeds. It does
-not contain the error of a finite test set, which hits all rows of one split alike; that is what the pairs are for.
+Interval of a row: the 95 % t-interval of its mean over seeds. Interval of a difference: both rows are scored on the
+same test pairs of the same seeds, and 2,000 bootstrap replicates draw seeds and, with Poisson(1) weights that all seeds
+share, seekers; so it holds the error of a finite test set too, which seeds alone would leave out.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import concurrent.futures
 import json
 import multiprocessing
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +49,7 @@ PAIRS = (
     ("Enhanced Dot, generated JD", "control (Dot): another seeker's JD"),
 )
 METRICS = ("auc", "logloss", "ece")
+REPLICATES = 2000
 
 
 def main() -> None:
@@ -54,6 +58,9 @@ def main() -> None:
     parser.add_argument("--data-path", default="dataset")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--splits", nargs="+", default=["warm", "cold"])
+    parser.add_argument(
+        "--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW", help="only these rows"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes of one thread each")
     parser.add_argument("--results", type=Path, default=None, help="default: saved/results-DATASET.jsonl")
     parser.add_argument("--markdown", type=Path, default=None, help="write the tables here as well")
@@ -63,11 +70,12 @@ def main() -> None:
     from girl_recbole.config import parse_overrides
 
     extra = parse_overrides([f"--{item}" for item in arguments.set])
+    extra = json.loads(json.dumps(extra))  # as it will be read back
     results = arguments.results or Path("saved") / f"results-{arguments.dataset}.jsonl"
     results.parent.mkdir(parents=True, exist_ok=True)
-    _make_splits(arguments)
-    wanted = [(row, split, seed) for seed in arguments.seeds for split in arguments.splits for row in ROWS]
-    done = _read(results, extra)
+    state = _make_splits(arguments)
+    wanted = [(row, split, seed) for seed in arguments.seeds for split in arguments.splits for row in arguments.rows]
+    done = _read(results, extra, state)
     missing = [key for key in wanted if key not in done]
     print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are in {results}; {len(missing)} to go")
     if missing:
@@ -80,8 +88,8 @@ def main() -> None:
                     file.write(json.dumps(line) + "\n")
                 print(f"[{count}/{len(missing)}] {line['split']} seed {line['seed']} {line['row']}: "
                       f"AUC {line['test']['auc']:.4f} in {line['seconds']:.0f} s", flush=True)  # fmt: skip
-        done = _read(results, extra)
-    text = _tables(arguments, done)
+        done = _read(results, extra, state)
+    text = _tables(arguments, done, results)
     print(text)
     if arguments.markdown:
         from girl_recbole.atomic import atomic_write
@@ -90,9 +98,12 @@ def main() -> None:
             file.write(text)
 
 
-def _make_splits(arguments) -> None:
+def _make_splits(arguments) -> dict[str, str]:
+    """Write the splits that are missing; return what the numbers depend on: version of the code, hash of the data."""
     from girl_recbole.atomic import DatasetFiles
     from girl_recbole.config import make_config
+    from girl_recbole.manifest import text_hash
+    from girl_recbole.results import code_version, file_hashes
     from girl_recbole.splits import SplitConfig, split
 
     files = DatasetFiles(Path(arguments.data_path) / arguments.dataset, arguments.dataset)
@@ -101,6 +112,13 @@ def _make_splits(arguments) -> None:
             if not files.split(f"{name}-s{seed}", "test").exists():
                 overrides = {"split": name, "split_seed": seed, "split_suffix": f"s{seed}"}
                 split(files, make_config(SplitConfig, dataset=arguments.dataset, overrides=overrides))
+    read = [files.inter, files.udoc, files.idoc, *sorted(files.folder.glob(f"{files.name}.*.gdoc"))]
+    return {"code": code_version(), "data": text_hash(json.dumps(file_hashes(read), sort_keys=True))[:16]}
+
+
+def _scores(results: Path, key: tuple[str, str, int]) -> Path:
+    name = "-".join(map(str, key)).replace(" ", "_").replace("/", "_")
+    return results.with_suffix("") / f"{name}.npz"
 
 
 def _one_thread() -> None:
@@ -111,7 +129,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _run(dataset: str, data_path: str, row: str, split: str, seed: int, extra: dict) -> dict:
+def _run(dataset: str, data_path: str, row: str, split: str, seed: int, extra: dict, state: dict, scores: Path) -> dict:
     import logging
     import time
 
@@ -121,42 +139,102 @@ def _run(dataset: str, data_path: str, row: str, split: str, seed: int, extra: d
     logging.disable(logging.INFO)
     model, options = ROWS[row]
     overrides = {"split": f"{split}-s{seed}", "seed": seed, "data_path": data_path, "show_progress": False,
-                 **options, **extra}  # fmt: skip
+                 "results_file": None, **options, **extra}  # fmt: skip
     begin = time.perf_counter()
     result = run_experiment(model, dataset, overrides=overrides)
-    keep = ("test", "valid", "prior", "oracle", "commit", "data")
-    return {"row": row, "split": split, "seed": seed, "extra": extra, "seconds": time.perf_counter() - begin,
-            **{key: result.get(key) for key in keep}}  # fmt: skip
+    _keep_scores(result["checkpoint"], scores)
+    os.unlink(result["checkpoint"])
+    return {"row": row, "split": split, "seed": seed, "extra": extra, "state": state, "scores": str(scores),
+            "seconds": time.perf_counter() - begin, "machine": result["machine"],
+            **{key: result[key] for key in ("test", "valid", "prior", "oracle")}}  # fmt: skip
 
 
-def _read(results: Path, extra: dict) -> dict[tuple[str, str, int], dict]:
+def _keep_scores(checkpoint: str, path: Path) -> None:
+    """Seeker, label and probability of every test pair, by the checkpoint as a user would load it."""
+    import torch
+    from recbole.quick_start import load_data_and_model
+
+    _, model, dataset, _, _, test = load_data_and_model(checkpoint)
+    model.eval()
+    pairs = test._dataset.inter_feat
+    with torch.no_grad():
+        probability = model.predict(pairs.to(model.device)).cpu().numpy()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    users = dataset.id2token(dataset.uid_field, pairs[dataset.uid_field].numpy()).astype(str)
+    items = dataset.id2token(dataset.iid_field, pairs[dataset.iid_field].numpy()).astype(str)
+    order = np.lexsort((items, users))  # the same order for every model
+    label = pairs[dataset.label_field].numpy() > 0.5
+    np.savez_compressed(path, user=users[order], label=label[order], probability=probability[order])
+
+
+def _read(results: Path, extra: dict, state: dict) -> dict[tuple[str, str, int], dict]:
     if not results.exists():
         return {}
     lines = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
-    return {(line["row"], line["split"], line["seed"]): line for line in lines if line["extra"] == extra}
+    same = [line for line in lines if line["extra"] == extra and line["state"] == state]
+    return {(line["row"], line["split"], line["seed"]): line for line in same if Path(line["scores"]).exists()}
 
 
-def _tables(arguments, done: dict[tuple[str, str, int], dict]) -> str:
-    out = [f"# Results on {arguments.dataset}", "", f"{len(arguments.seeds)} seeds. Mean ± half of the 95 % t-interval over seeds.", ""]  # fmt: skip
+def weighted_auc(score: np.ndarray, label: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """AUC (R,) of scores (N,) and labels (N,) bool under R sets of pair weights (R, N); ties count one half."""
+    order = np.argsort(score, kind="stable")
+    starts = np.flatnonzero(np.diff(score[order], prepend=-np.inf))
+    positive = np.add.reduceat(np.where(label, weight, 0)[:, order], starts, axis=1)
+    negative = np.add.reduceat(np.where(label, 0, weight)[:, order], starts, axis=1)
+    below = negative.cumsum(axis=1) - negative / 2
+    return (positive * below).sum(axis=1) / (positive.sum(axis=1) * negative.sum(axis=1))
+
+
+def difference(a: list[dict], b: list[dict], replicates: int = REPLICATES) -> tuple[float, float, float]:
+    """Mean over seeds of AUC(a) - AUC(b) and its 95 % interval; a, b: one dict of user, label, probability a seed."""
+    rng = np.random.default_rng(0)
+    seekers, where = np.unique(np.concatenate([run["user"] for run in a]), return_inverse=True)
+    where = np.split(where, np.cumsum([len(run["user"]) for run in a])[:-1])
+    drawn = rng.poisson(1.0, (replicates, len(seekers))).astype(float)
+    gaps, means = [], []
+    for one, two, at in zip(a, b, where, strict=True):
+        assert (one["user"] == two["user"]).all()
+        assert (one["label"] == two["label"]).all()
+        scores = (one["probability"], two["probability"])
+        gaps.append(np.subtract(*(weighted_auc(score, one["label"], drawn[:, at]) for score in scores)))
+        means.append(np.subtract(*(weighted_auc(score, one["label"], np.ones((1, len(at)))) for score in scores))[0])
+    picked = rng.integers(0, len(gaps), (replicates, len(gaps)))
+    spread = np.take_along_axis(np.stack(gaps, axis=1), picked, axis=1).mean(axis=1)
+    return float(np.mean(means)), *map(float, np.quantile(spread, (0.025, 0.975)))
+
+
+def _tables(arguments, done: dict[tuple[str, str, int], dict], results: Path) -> str:
+    line = next(iter(done.values()))
+    out = [
+        f"# Results on {arguments.dataset}",
+        "",
+        f"Made by `python benchmarks/results_table.py {' '.join(sys.argv[1:])}`",
+        f"at commit {line['state']['code'][:12]} on {line['machine']['cores']} cores of {line['machine']['cpu']}.",
+        "",
+        f"{len(arguments.seeds)} seeds. A row: mean ± half of its 95 % t-interval over seeds. A difference: mean",
+        f"[95 % interval of {REPLICATES:,} bootstrap replicates over seeds and seekers], same test pairs for both.",
+        "One generator throughout: no interval speaks of another one. No correction for the number of comparisons.",
+        "",
+    ]
     for split in arguments.splits:
         out += [f"## {split}", "", "| row | AUC | LogLoss | ECE |", "|---|---|---|---|"]
-        for row in ROWS:
+        for row in arguments.rows:
             lines = [done[row, split, seed] for seed in arguments.seeds]
-            out.append(
-                f"| {row} | " + " | ".join(_interval([line["test"][m] for line in lines]) for m in METRICS) + " |"
-            )
+            cells = [_interval([line["test"][metric] for line in lines]) for metric in METRICS]
+            out.append(f"| {row} | " + " | ".join(cells) + " |")
         for reference in ("prior", "oracle"):
-            values = [done[next(iter(ROWS)), split, seed][reference] for seed in arguments.seeds]
+            values = [done[arguments.rows[0], split, seed][reference] for seed in arguments.seeds]
             if all(values):
                 cells = [_interval([value[m] for value in values]) if m in values[0] else "" for m in METRICS]
                 out.append(f"| *{reference}* | " + " | ".join(cells) + " |")
-        out += ["", "| paired difference in AUC | mean ± 95 % | p (paired t) | seeds above 0 |", "|---|---|---|---|"]
+        out += ["", "| difference in AUC | mean [95 %] | seeds above 0 |", "|---|---|---|"]
         for a, b in PAIRS:
-            gaps = np.array(
-                [done[a, split, s]["test"]["auc"] - done[b, split, s]["test"]["auc"] for s in arguments.seeds]
-            )
-            p = stats.ttest_1samp(gaps, 0).pvalue if len(gaps) > 1 and gaps.std() > 0 else float("nan")
-            out.append(f"| {a} − {b} | {_interval(gaps, '+.4f')} | {p:.3g} | {(gaps > 0).sum()} of {len(gaps)} |")
+            if a not in arguments.rows or b not in arguments.rows:
+                continue
+            runs = [[dict(np.load(_scores(results, (row, split, s)))) for s in arguments.seeds] for row in (a, b)]
+            mean, low, high = difference(*runs)
+            above = sum(done[a, split, s]["test"]["auc"] > done[b, split, s]["test"]["auc"] for s in arguments.seeds)
+            out.append(f"| {a} − {b} | {mean:+.4f} [{low:+.4f}, {high:+.4f}] | {above} of {len(arguments.seeds)} |")
         out.append("")
     return "\n".join(out)
 
