@@ -81,7 +81,10 @@ def main() -> None:
     if missing:
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(arguments.jobs, context, initializer=_one_thread) as pool:
-            pending = {pool.submit(_run, arguments.dataset, arguments.data_path, *key, extra): key for key in missing}
+            pending = [
+                pool.submit(_run, arguments.dataset, arguments.data_path, *key, extra, state, _scores(results, key))
+                for key in missing
+            ]
             for count, future in enumerate(concurrent.futures.as_completed(pending), start=1):
                 line = future.result()
                 with open(results, "a", encoding="utf-8") as file:
