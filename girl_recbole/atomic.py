@@ -61,6 +61,7 @@ _ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", "\0": "\\0"}
 _UNESCAPES = {"\\": "\\", "t": "\t", "n": "\n", "r": "\r", "0": "\0"}
 _TO_ESCAPE = re.compile(r"[\\\t\n\r\0]")
 _ESCAPED = re.compile(r"\\(.?)", re.DOTALL)
+_UNUSUAL = re.compile(rb"[^\t\n\x21-\x7e]")
 _BAD_ID = re.compile(r"[\s\0]")
 _TYPES = ("token", "token_seq", "float", "float_seq", "text")
 
@@ -134,27 +135,37 @@ def read_table(path: Path, required: Iterable[str] = ()) -> pd.DataFrame:
     """Read an atomic file without text columns. Tokens are ``str``, floats ``float64``; an empty float is NaN.
 
     Raises ``DataError`` for a missing or empty file, a header without types, a missing column, a row with too few or
-    too many fields, bytes that are not UTF-8, and a number that is none.
+    too many fields, a NUL, an id that is empty or holds white space, bytes that are not UTF-8, and a number that is
+    none; and for a last line without an end where a manifest tells that the file is ours, so that it was cut short.
+    Lines may end with CR LF.
     """
     names, types = _header(path)
     missing = [name for name in required if name not in names]
     if missing:
         raise DataError(f"{path}: no column {', '.join(missing)}; it has {', '.join(names)}.")
+    rows, plain = _check_lines(path, len(names))
     try:
         frame = pd.read_csv(
             path, sep="\t", header=None, skiprows=1, names=names, dtype=str, quoting=3, keep_default_na=False,
-            encoding="utf-8", lineterminator="\n", index_col=False, on_bad_lines="error",
+            encoding="utf-8", lineterminator="\n", index_col=False, on_bad_lines="error", skip_blank_lines=False,
         )  # fmt: skip
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); convert it to UTF-8.") from None
     except pd.errors.EmptyDataError:
         frame = pd.DataFrame(columns=names, dtype=str)
-    except pd.errors.ParserError as error:
-        raise DataError(f"{path}: {error}; every row needs {len(names)} tab-separated fields.") from None
-    short = _short_rows(path, len(names), len(frame))
-    if short:
-        lines = some_of(short)
-        raise DataError(f"{path}: {len(short)} rows with too few fields (line {lines}); {len(names)} are required.")
+    if len(frame) != rows:
+        raise DataError(f"{path}: {rows} rows, but {len(frame)} could be read; write it again.")
+    if not plain:
+        frame[names[-1]] = frame[names[-1]].str.removesuffix("\r")
+    for name, kind in zip(names, types, strict=True):
+        if kind == "token" and name.endswith("_id"):
+            wrong = frame[name].eq("")
+            bad = np.flatnonzero(wrong if plain else wrong | frame[name].str.contains(_BAD_ID))
+            if len(bad):
+                raise DataError(
+                    f"{path}: {len(bad)} of {rows} ids in {name} are empty or hold white space, first "
+                    f"{frame[name].iloc[bad[0]]!r} on line {bad[0] + 2}."
+                )
     for name, kind in zip(names, types, strict=True):
         if kind == "float":
             frame[name] = _floats(frame[name], path, name)
@@ -303,20 +314,62 @@ def _header(path: Path) -> tuple[list[str], list[str]]:
     except UnicodeDecodeError:
         raise DataError(f"{path}: line 1 is not UTF-8; convert the file to UTF-8.") from None
     pairs = [field.partition(":") for field in fields]
+    names = [name for name, _, _ in pairs]
+    if len(set(names)) < len(names):
+        again = sorted({name for name in names if names.count(name) > 1})
+        raise DataError(f"{path}: line 1: column {some_of(again)} is there twice; each needs a name of its own.")
     untyped = [name for name, _, kind in pairs if kind not in _TYPES]
     if untyped:
         raise DataError(f"{path}: line 1: no type for {some_of(untyped)}; the header must read like user_id:token.")
-    return [name for name, _, _ in pairs], [kind for _, _, kind in pairs]
+    return names, [kind for _, _, kind in pairs]
 
 
-def _short_rows(path: Path, fields: int, rows: int) -> list[int]:
-    """The lines with too few fields (pandas fills them up silently); looked for only where tabs are lacking."""
+def _check_lines(path: Path, fields: int) -> tuple[int, bool]:
+    """The number of rows, after a check that each has ``fields`` fields and no NUL, and whether no field can hold white
+    space (printable ASCII only). Memory is that of a block."""
+    number, tail, broken, count, plain = 1, b"", [], 0, True  # number: the line before those of the block
     with open(path, "rb") as file:
         file.readline()
-        if sum(chunk.count(b"\t") for chunk in iter(lambda: file.read(1 << 20), b"")) == (fields - 1) * rows:
-            return []
-        file.seek(0)
-        return [n for n, line in enumerate(file, start=1) if line.strip(b"\r\n") and line.count(b"\t") < fields - 1]
+        while block := file.read(1 << 24):
+            plain = plain and not _UNUSUAL.search(block)
+            whole, end, rest = block.rpartition(b"\n")
+            if not end:
+                tail += block
+                continue
+            data = tail + whole + end
+            tail = rest
+            wrong, lines = _wrong_lines(data, fields)
+            broken += [number + 1 + int(line) for line in wrong[: 3 - len(broken)]]
+            count += len(wrong)
+            number += lines
+    if tail:
+        if path.with_name(f"{path.name}.manifest.json").exists():
+            raise DataError(f"{path}: cut short in line {number + 1} (no line end); write it again.")
+        wrong, lines = _wrong_lines(tail + b"\n", fields)
+        broken += [number + 1] if len(wrong) and len(broken) < 3 else []
+        count += len(wrong)
+        number += lines
+    if count:
+        more = f" and {count - len(broken)} more" if count > len(broken) else ""
+        raise DataError(
+            f"{path}: {count} rows with too few or too many fields, or a NUL in them (line "
+            f"{', '.join(map(str, broken))}{more}); {fields} tab-separated fields are required."
+        )
+    return number - 1, plain
+
+
+def _wrong_lines(data: bytes, fields: int) -> tuple[np.ndarray, int]:
+    """Positions of the lines of ``data`` with another number of tabs than ``fields`` - 1 or a NUL; and all lines."""
+    array = np.frombuffer(data, dtype=np.uint8)
+    ends = np.flatnonzero(array == 10)
+    tabs = np.flatnonzero(array == 9)
+    tabs_of = np.diff(np.searchsorted(tabs, ends), prepend=0)
+    wrong = tabs_of != fields - 1
+    if fields == 1:  # pandas would take a blank line of one column for an empty field
+        wrong |= np.diff(ends, prepend=-1) == 1
+    if b"\0" in data:
+        wrong[np.searchsorted(ends, np.flatnonzero(array == 0))] = True
+    return np.flatnonzero(wrong), len(ends)
 
 
 def _rows(path: Path, fields: int, ours: bool) -> Iterator[tuple[int, list[str]]]:

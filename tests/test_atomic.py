@@ -142,8 +142,16 @@ UDOC = "user_id:token\tuser_doc:text\n"
         ("", "empty file; a header with types"),
         ("user_id\titem_id\tlabel\nu\ti\t1\n", "no type for user_id, item_id, label"),
         ("user_id:token\titem_id:token\nu\ti\n", "no column label; it has user_id, item_id"),
-        (INTER + "u\ti\t1\nu\tj\n", r"1 rows with too few fields \(line 3\); 3 are required"),
-        (INTER + "u\ti\t1\nu\tj\t1\t5\n", "every row needs 3 tab-separated fields"),
+        (INTER + "u\ti\t1\nu\tj\n", r"1 rows with too few or .* \(line 3\); 3 tab-separated fields are required"),
+        (INTER + "u\ti\t1\nu\tj\t1\t5\n", r"1 rows with too few or too many fields.* \(line 3\)"),
+        (INTER + "u\ti\t1\t5\n" + "u\ti\t1\n" * 9, r"1 rows .* \(line 2\)"),
+        (INTER + "u\ti\t1\t5\nu\tj\n", r"2 rows .* \(line 2, 3\)"),
+        (INTER + "u\ti\t1\n\nu\tj\t1\n" + "\n" * 4, r"5 rows .* \(line 3, 5, 6 and 2 more\)"),
+        (INTER + "u\ti\t1\nu\0x\tj\t1\n", r"1 rows .* a NUL in them \(line 3\)"),
+        (INTER + "u\ti\t1\nu\tj\t1\nu\tk", r"1 rows .* \(line 4\)"),
+        (INTER + "u\ti\t1\n\tj\t1\n", "1 of 2 ids in user_id are empty or hold white space, first '' on line 3"),
+        (INTER + "u\ti\t1\nu\tj k\t1\n", "1 of 2 ids in item_id are empty or hold white space, first 'j k' on line 3"),
+        ("user_id:token\tuser_id:token\n", "line 1: column user_id is there twice"),
         (INTER + "u\ti\tyes\n", "'yes' on line 2 is not a number"),
         (INTER + "u\ti\t1\nu\tj\t2\nu\tk\t\n", "2 of 3 labels are neither 0 .* first 2.0 on line 3"),
         (INTER.encode() + b"u\ti\xff\t1\n", "not UTF-8"),
@@ -153,6 +161,23 @@ UDOC = "user_id:token\tuser_doc:text\n"
 def test_bad_interactions(tmp_path, content, said):
     with pytest.raises(DataError, match=said):
         read_interactions(_file(tmp_path, content))
+
+
+def test_line_ends_of_windows_and_a_last_line_without_one(tmp_path):
+    path = _file(tmp_path, "user_id:token\titem_id:token\r\nu1\ti1\r\nu2\ti2\r\nu3\ti3")
+    assert read_table(path)["item_id"].tolist() == ["i1", "i2", "i3"]
+    path.with_name("x.inter.manifest.json").write_text("{}")  # a file of ours ends with a line end
+    with pytest.raises(DataError, match=r"x\.inter: cut short in line 4 \(no line end\)"):
+        read_table(path)
+
+
+def test_a_wrong_line_is_found_across_blocks(tmp_path):
+    """Two blocks of 16 MiB: the line over their edge is whole, the wrong one after it is named."""
+    line = b"u" * 500 + b"\t" + b"i" * 522 + b"\n"
+    content = b"user_id:token\titem_id:token\n" + line * 20_000
+    assert len(read_table(_file(tmp_path, content))) == 20_000
+    with pytest.raises(DataError, match=r"1 rows .* \(line 20002\)"):
+        read_table(_file(tmp_path, content + b"u\ti\tx\n"))
 
 
 @pytest.mark.parametrize(
