@@ -37,7 +37,8 @@ _WORDS = {"true": True, "false": False, "none": None, "null": None, "~": None}
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads ``1e-3`` as a float (YAML 1.1 wants ``1.0e-3``) and refuses a key given twice."""
+    """Safe YAML that reads ``1e-3`` as a float (YAML 1.1 wants ``1.0e-3``), leaves yes, no, on and off as words (only
+    true and false are booleans), and refuses a key given twice."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -49,6 +50,11 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$", re.IGNORECASE), list("tTfF"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\.\d[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+"

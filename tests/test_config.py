@@ -154,6 +154,13 @@ def test_property_file_details(tmp_path):
     assert load_properties(tmp_path / "x.yaml") == {"rate": 1e-3, "size": 2e5, "count": 10}
 
 
+def test_yes_and_no_are_words(tmp_path):
+    (tmp_path / "x.yaml").write_text("labels: {yes: 1, no: 0, On: 1}\na: true\nb: False\nc: off\n")
+    assert load_properties(tmp_path / "x.yaml") == {
+        "labels": {"yes": 1, "no": 0, "On": 1}, "a": True, "b": False, "c": "off",
+    }  # fmt: skip
+
+
 def test_every_default_says_its_type_and_meaning():
     said = {key for key, _, _ in documented_keys()}
     assert set(load_properties(properties_file("overall.yaml"))) == said

@@ -160,7 +160,7 @@ BAD_ANSWERS = {
     "of a seeker without a usable CV": ("who", "nobody"),
     "for a job without a usable JD": ("what", "nothing"),
     "with a label that labels does not map": ("answer", "maybe"),
-    "with a time that is neither ISO 8601 nor seconds": ("when", "yesterday"),
+    "with a time that is neither ISO 8601 nor seconds since 1970, 1e+08 to 9e+09": ("when", "yesterday"),
 }
 
 
@@ -171,10 +171,83 @@ def test_bad_feedback(tmp_path, reason):
     rows = rows_of(tables["feedback"])
     rows[7][column] = rows[9][column] = value
     tables["feedback"] = write(tmp_path / "feedback.csv", rows)
-    with pytest.raises(DataError, match=rf"2 of 120 rows cannot be used: 2 {reason} \({value}, {value}\)"):
+    said = reason.replace("+", r"\+")
+    with pytest.raises(DataError, match=rf"2 of 120 rows cannot be used: 2 {said} \({value}, {value}\)"):
         run(tmp_path, tables)
     _, report = run(tmp_path, tables, on_bad="drop")
     assert report["dropped"][f"feedback.csv: {reason}"] == 2
+
+
+@pytest.mark.parametrize("value", ["20230517", "1684300000000", "17"])
+def test_days_and_milliseconds_are_no_seconds(tmp_path, value):
+    tables = make_tables(tmp_path)
+    rows = rows_of(tables["feedback"])
+    rows[3]["when"] = value
+    tables["feedback"] = write(tmp_path / "feedback.csv", rows)
+    with pytest.raises(DataError, match=rf"1 with a time that is neither .* \({value}\)"):
+        run(tmp_path, tables)
+
+
+@pytest.mark.parametrize("table", ["cvs", "jobs", "feedback"])
+def test_a_comma_outside_quotes_is_a_bad_row(tmp_path, table):
+    tables = make_tables(tmp_path)
+    with open(tables[table], "a") as file:
+        file.write({"cvs": "x,cook, baker,long\n", "jobs": "x,cook, baker\n"}.get(table, "c1,j9,hired,2023-05-01,x\n"))
+    with pytest.raises(DataError, match=r"1 with more fields than the header .* \(row \d+\)"):
+        run(tmp_path, tables)
+    _, report = run(tmp_path, tables, on_bad="drop")
+    assert report["dropped"][f"{table}.csv: with more fields than the header (a comma outside quotes?)"] == 1
+
+
+def test_an_open_quote_is_an_error(tmp_path):
+    tables = make_tables(tmp_path)
+    with open(tables["jobs"], "a") as file:
+        file.write('x,"a quote that nothing closes\ny,text\n')
+    with pytest.raises(DataError, match=r"jobs\.csv: line 15: unexpected end of data; is a quote open"):
+        run(tmp_path, tables, on_bad="drop")
+
+
+def test_repeated_and_contradictory_rows_become_one_matched(tmp_path):
+    tables = make_tables(tmp_path)
+    rows = rows_of(tables["feedback"])
+    tables["feedback"] = write(tmp_path / "feedback.csv", [*rows, {**rows[1], "answer": "hired"}, rows[2]])
+    files, report = run(tmp_path, tables, stage_shares=[0, 0, 0, 1])
+    inter = read_interactions(files.inter).set_index(["user_id", "item_id"])["label"]
+    assert inter.index.is_unique
+    assert len(inter) == 120
+    assert inter[rows[1]["who"], rows[1]["what"]] == 1
+    assert report["dropped"]["further rows of a pair (a match is kept before a mismatch)"] == 2
+
+
+def test_every_pair_that_no_stage_keeps_is_counted(tmp_path):
+    _, report = run(tmp_path, make_tables(tmp_path))
+    kept = sum(count for what, count in report["kept"].items() if "pairs" in what)
+    assert report["dropped"]["mismatched pairs of sft seekers"] == 28
+    assert report["dropped"]["pairs of rl seekers (their CVs alone are used)"] == 12
+    assert kept + 28 + 12 == 120
+
+
+def test_a_pair_matched_in_one_stage_is_no_mismatch_in_another(tmp_path):
+    """12 jobs, 20 seekers, each with a match in every stage: chance alone would draw many matches of other stages."""
+    tables = make_tables(tmp_path, seekers=20)
+    rows = [{"who": f"c{u}", "what": f"j{(u + 3 * k) % 12}", "answer": "hired", "when": f"2023-05-{10 * k + 1:02d}"}
+            for u in range(20) for k in range(3)]  # fmt: skip
+    tables["feedback"] = write(tmp_path / "feedback.csv", rows)
+    dates = {stage: [f"2023-05-{10 * k + 1:02d}"] * 2 for k, stage in enumerate(("sft", "reward", "recommendation"))}
+    files, _ = run(tmp_path, tables, stage_dates=dates, negatives="random", negatives_per_positive=4)
+    matched = {(row["who"], row["what"]) for row in rows}
+    drawn = []
+    for path in (files.stage("reward"), files.inter):
+        table = read_interactions(path)
+        drawn += table[table["label"] == 0][["user_id", "item_id"]].itertuples(index=False, name=None)
+    assert len(drawn) == len(set(drawn)) == 160
+    assert not set(drawn) & matched
+
+
+def test_an_empty_recommendation_stage_is_an_error(tmp_path):
+    dates = {"sft": ["2023-05-01", "2023-05-31"], "recommendation": ["2024-01-01", "2024-02-01"]}
+    with pytest.raises(DataError, match="the recommendation stage has no pair"):
+        run(tmp_path, make_tables(tmp_path), stage_dates=dates)
 
 
 def test_a_dropped_job_takes_its_feedback_along(tmp_path):

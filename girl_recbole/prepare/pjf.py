@@ -24,7 +24,7 @@ import pandas as pd
 from girl_recbole.atomic import DatasetFiles, iter_docs, read_table
 from girl_recbole.errors import ConfigError, DataError
 from girl_recbole.prepare.report import Report
-from girl_recbole.prepare.stages import assign_stages, check_shares, stage_frames, write_dataset
+from girl_recbole.prepare.stages import assign_stages, check_shares, one_row_a_pair, stage_frames, write_dataset
 from girl_recbole.prepare.tables import BadRows, choose_rule
 
 __all__ = ["PjfConfig", "prepare"]
@@ -133,7 +133,4 @@ def _pairs(inter: Path, with_cv: set[str], with_jd: set[str], config: PjfConfig,
         bad.add_many("without a time", table["timestamp"][usable & out["timestamp"].isna()])
         usable &= out["timestamp"].notna()
     bad.settle(inter, len(table))
-    out = out[usable].sort_values(["user_id", "item_id", "label"], ascending=[True, True, False], kind="stable")
-    again = out.duplicated(["user_id", "item_id"])
-    report.add("dropped", "further rows of a pair (a match is kept before a mismatch)", int(again.sum()))
-    return out[~again]
+    return one_row_a_pair(out[usable], report)

@@ -8,9 +8,9 @@ matched pair ``negatives_per_positive`` of them, by a named rule:
     popularity        a job is drawn in proportion to its matched pairs in the stage
     same_occupation   every job of the stage with the occupation of the matched job is equally likely
 
-A job that the seeker is matched with, or a near duplicate of it, is never drawn, and no pair is drawn twice. The jobs
-come from the seeker's own stage, so that each job of that stage is matched somewhere in it and no model can tell a
-mismatch by a job that never matches.
+A job that the seeker is matched with, or a near duplicate of it, is never drawn, and no pair is drawn twice (a pair
+that is matched in another stage is not drawn either: ``exclude``). The jobs come from the seeker's own stage, so that
+each job of that stage is matched somewhere in it and no model can tell a mismatch by a job that never matches.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from girl_recbole.atomic import DatasetFiles, atomic_write, write_docs, write_interactions, write_users
-from girl_recbole.errors import ConfigError
+from girl_recbole.errors import ConfigError, DataError
 from girl_recbole.manifest import manifest_path, write_manifest
 from girl_recbole.prepare.report import Report
 
@@ -32,6 +32,7 @@ __all__ = [
     "add_mismatches",
     "assign_stages",
     "check_shares",
+    "one_row_a_pair",
     "sample_mismatches",
     "stage_frames",
     "write_dataset",
@@ -58,6 +59,15 @@ def assign_stages(seekers: Iterable[str], shares: list, seed: int) -> dict[str, 
     return {seeker: STAGE_NAMES[min(stage, 3)] for seeker, stage in zip(drawn, stage_of, strict=True)}
 
 
+def one_row_a_pair(pairs: pd.DataFrame, report: Report) -> pd.DataFrame:
+    """One row a pair, sorted by pair: a match before a mismatch, then the earliest. The others are counted."""
+    by = ["user_id", "item_id", "label"] + (["timestamp"] if "timestamp" in pairs else [])
+    ordered = pairs.sort_values(by, ascending=[True, True, False, True][: len(by)], kind="stable")
+    again = ordered.duplicated(["user_id", "item_id"])
+    report.add("dropped", "further rows of a pair (a match is kept before a mismatch)", int(again.sum()))
+    return ordered[~again]
+
+
 def sample_mismatches(
     matched: pd.DataFrame,
     rule: str,
@@ -66,22 +76,28 @@ def sample_mismatches(
     *,
     occupations: Mapping[str, Iterable[str]] | None = None,
     twins: Mapping[str, int] | None = None,
+    exclude: pd.DataFrame | None = None,
 ) -> tuple[pd.DataFrame, int]:
     """Sampled mismatches for the matched pairs of one stage, with their columns, and how many are lacking.
 
     A mismatch has label 0 and the time, where there are times, of the matched pair that it is drawn for.
     ``occupations`` names each job's occupations (a job of several is drawn from one of them at random); ``twins`` its
-    group of near duplicates. Lacking are draws for which 50 attempts found no other job.
+    group of near duplicates; pairs of ``exclude`` are not drawn. Lacking are draws for which 50 attempts found no other
+    job.
     """
     if rule not in RULES:
         raise ConfigError(f"negatives: {rule!r} is no sampling rule; known: {', '.join(RULES)}.")
     rng = np.random.default_rng(seed)
     ordered = matched.sort_values(["user_id", "item_id"])
     jobs, own = np.unique(ordered["item_id"].to_numpy().astype(str), return_inverse=True)
-    users = pd.factorize(ordered["user_id"])[0]
+    users, names = pd.factorize(ordered["user_id"])
     draw = _drawer(rule, rng, jobs, own, occupations)
     twin = np.array([twins[job] for job in jobs]) if twins else np.arange(len(jobs))
     taken = np.sort(users.astype(np.int64) * len(jobs) + own)
+    if exclude is not None:
+        user = pd.Index(names).get_indexer(exclude["user_id"]).astype(np.int64)
+        job = pd.Index(jobs.astype(object)).get_indexer(exclude["item_id"])
+        taken = np.union1d(taken, (user * len(jobs) + job)[(user >= 0) & (job >= 0)])
     slots = np.repeat(np.arange(len(ordered)), per_positive)
     found: list[tuple[np.ndarray, np.ndarray]] = []
     for _ in range(_ROUNDS):
@@ -127,6 +143,8 @@ def stage_frames(
     """``pairs`` by the stage of their seekers; with ``rule``, mismatches are sampled for reward and recommendation."""
     stage = pairs["user_id"].map(stage_of)
     frames = {name: pairs[stage == name] for name in STAGE_NAMES}
+    report.add("dropped", "mismatched pairs of sft seekers", int(frames["sft"]["label"].eq(0).sum()))
+    report.add("dropped", "pairs of rl seekers (their CVs alone are used)", len(frames["rl"]))
     frames["sft"] = frames["sft"][frames["sft"]["label"].eq(1)]
     frames["rl"] = pd.DataFrame({"user_id": sorted(u for u, s in stage_of.items() if s == "rl")}, dtype=str)
     if rule is not None:
@@ -150,6 +168,11 @@ def write_dataset(
     wall_time_s: float,
 ) -> dict:
     """Write the interactions of the stages, the documents, NAME.report.txt and a manifest each. Returns the report."""
+    if "recommendation" in frames and not len(frames["recommendation"]):
+        raise DataError(
+            f"{files.inter}: the recommendation stage has no pair; give it more seekers (stage_shares) or "
+            f"days (stage_dates). {report.text()}"
+        )
     written = []
     if "recommendation" in frames:
         write_interactions(files.inter, frames["recommendation"])

@@ -7,7 +7,8 @@
 ``columns`` maps our names to the user's: cv_id, cv_text, job_id, jd_text, user, job, label, time. A text may be a list
 of columns; they are joined line by line under their names, empty ones left out. ``labels`` maps the values of the label
 column to 1 (matched) and 0 (mismatched), for example {hired: 1, rejected: 0}; without it they must be 0 and 1. Times
-are ISO 8601 (without a zone: UTC) or seconds since 1970.
+are ISO 8601 (without a zone: UTC) or seconds since 1970, 1e8 to 9e9 (the years 1973 to 2255: neither milliseconds nor
+days written as 20230517 pass for seconds). Several rows of a pair become one: a match before a mismatch, the earliest.
 
 Stages: by ``stage_dates`` ({sft: [2023-04-01, 2023-04-30], reward: [...], rl: [...], recommendation: [...]}, days
 included, a row goes to the first stage that has its day), or else by ``stage_shares`` of randomly drawn seekers. By
@@ -15,9 +16,10 @@ dates, the seekers of rl are those with a row there and none in another stage: r
 valid and test. Feedback without a label column, or with matches only, needs ``negatives``: a named sampling rule.
 Observed and sampled mismatches are never mixed.
 
-A row that cannot be used (empty, longer than ``max_doc_chars``, not UTF-8, a NUL in it, a bad or repeated id, an
-unknown id, label or time) is an error that counts the reasons; with ``on_bad: drop`` it is left out and counted. Texts
-may hold tabs, newlines and quotes. Texts are streamed, twice, so memory is that of the ids and of the feedback.
+A row that cannot be used (more fields than the header, empty, longer than ``max_doc_chars``, not UTF-8, a NUL in it, a
+bad or repeated id, an unknown id, label or time) is an error that counts the reasons; with ``on_bad: drop`` it is left
+out and counted. Texts may hold tabs, newlines and quotes; a quote that is never closed is an error. Texts are
+streamed, twice, so memory is that of the ids and of the feedback.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from girl_recbole.prepare.stages import (
     add_mismatches,
     assign_stages,
     check_shares,
+    one_row_a_pair,
     stage_frames,
     write_dataset,
 )
@@ -52,6 +55,8 @@ _KEYS = ("cv_id", "cv_text", "job_id", "jd_text", "user", "job", "label", "time"
 _REQUIRED = ("cv_id", "cv_text", "job_id", "jd_text", "user", "job")
 _BAD_ID = re.compile(r"[\s\0]|^$")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+_TOO_MANY = "with more fields than the header (a comma outside quotes?)"
+_SECONDS = (1e8, 9e9)
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,7 @@ def prepare(files: DatasetFiles, config: TablesConfig) -> dict:
     seekers = _checked_ids(paths["cvs"], columns["cv_id"], columns["cv_text"], config, report)
     jobs = _checked_ids(paths["jobs"], columns["job_id"], columns["jd_text"], config, report)
     pairs = _feedback(paths["feedback"], seekers, jobs, config, report)
+    pairs = one_row_a_pair(pairs, report)
     active = np.array(sorted(set(pairs["user_id"])), dtype=object)
     report.add("read", "CVs without feedback (kept as documents)", len(seekers) - len(active))
     if config.max_seekers is not None and len(active) > config.max_seekers:
@@ -199,25 +205,27 @@ def _check_config(config: TablesConfig) -> dict[str, Path]:
     return {key: Path(getattr(config, key)) for key in ("cvs", "jobs", "feedback")}
 
 
-def _iter_rows(path: Path, wanted: list[str]) -> Iterator[tuple[str | None, ...]]:
-    """The ``wanted`` columns of each row as text; None where a row has no such field. Bytes that are not UTF-8 show as
-    lone surrogates."""
+def _iter_rows(path: Path, wanted: list[str]) -> Iterator[tuple[str | None, ...] | None]:
+    """The ``wanted`` columns of each row as text; None where a row has no such field, and for a row with more fields
+    than the header. Bytes that are not UTF-8 show as lone surrogates."""
     if not path.exists():
         raise DataError(f"{path}: no such file.")
     kind = path.suffix.lower()
     if kind == ".csv":
         csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than a long CV
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.reader(file)
-            names = next(reader, [])
-            _require_columns(path, wanted, names)
-            places = [names.index(name) for name in wanted]
+            reader = csv.reader(file, strict=True)
             try:
+                names = next(reader, [])
+                _require_columns(path, wanted, names)
+                places = [names.index(name) for name in wanted]
                 for row in reader:
-                    if row:
+                    if len(row) > len(names):
+                        yield None
+                    elif row:
                         yield tuple(row[place] if place < len(row) else None for place in places)
             except csv.Error as error:
-                raise DataError(f"{path}: line {reader.line_num}: {error}.") from None
+                raise DataError(f"{path}: line {reader.line_num}: {error}; is a quote open or misplaced?") from None
     elif kind == ".parquet":
         import pyarrow.parquet
 
@@ -271,7 +279,11 @@ def _checked(path: Path, key: str, text: str | list, config: TablesConfig) -> It
     """``(id, text, reason)`` of each row; the reason is empty where the row can be used."""
     names = _text_columns(text)
     seen: set[str] = set()
-    for number, (found, *values) in enumerate(_iter_rows(path, [key, *names]), start=1):
+    for number, row in enumerate(_iter_rows(path, [key, *names]), start=1):
+        if row is None:
+            yield f"row {number}", "", _TOO_MANY
+            continue
+        found, *values = row
         name = found if found and not _BAD_ID.search(found) and not _SURROGATE.search(found) else None
         if name is None:
             yield f"row {number}", "", "with an id that is empty, not UTF-8 or holds white space"
@@ -319,10 +331,12 @@ def _feedback(
     path: Path, seekers: Mapping[str, None], jobs: Mapping[str, None], config: TablesConfig, report: Report
 ) -> pd.DataFrame:
     names = [config.columns[key] for key in ("user", "job", "label", "time") if key in config.columns]
-    table = pd.DataFrame(list(_iter_rows(path, names)), columns=names, dtype=object)
-    total = len(table)
+    rows = list(_iter_rows(path, names))
+    total = len(rows)
     report.add("read", f"rows of {path.name}", total)
     bad = BadRows(config.on_bad, report)
+    bad.add_many(_TOO_MANY, (f"row {number}" for number, row in enumerate(rows, start=1) if row is None))
+    table = pd.DataFrame([row for row in rows if row is not None], columns=names, dtype=object)
     user, job = table[config.columns["user"]], table[config.columns["job"]]
     out = pd.DataFrame({"user_id": user, "item_id": job, "label": 1.0})
     usable = user.isin(seekers)
@@ -343,8 +357,11 @@ def _feedback(
         seconds = pd.to_numeric(value, errors="coerce")
         dates = pd.to_datetime(value.where(seconds.isna()), errors="coerce", utc=True, format="ISO8601")
         out["timestamp"] = seconds.fillna((dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)).astype(float)
-        valid = out["timestamp"].notna()
-        bad.add_many("with a time that is neither ISO 8601 nor seconds", value[usable & ~valid])
+        valid = out["timestamp"].notna() & (seconds.isna() | seconds.between(*_SECONDS))
+        bad.add_many(
+            f"with a time that is neither ISO 8601 nor seconds since 1970, {_SECONDS[0]:.0e} to {_SECONDS[1]:.0e}",
+            value[usable & ~valid],
+        )
         usable &= valid
     bad.settle(path, total)
     return out[usable].reset_index(drop=True)
@@ -366,12 +383,15 @@ def _by_dates(pairs: pd.DataFrame, config: TablesConfig, rule: str | None, repor
     report.add("dropped", "seekers of rl who are in another stage too", len(rl & elsewhere))
     unmatched = frames["sft"]["label"].eq(0)
     report.add("dropped", "mismatched pairs in the dates of sft", int(unmatched.sum()))
+    report.add("dropped", "pairs in the dates of rl (CVs alone are used)", len(frames["rl"]))
     scored = {name: frames[name] for name in ("reward", "recommendation")}
-    if rule:
+    if rule:  # a seeker may be in several stages: no pair that is matched in one is a mismatch in another
+        known = pairs
         for number, name in enumerate(scored):
             scored[name] = add_mismatches(
-                scored[name], name, report, rule, config.negatives_per_positive, config.seed + number
+                scored[name], name, report, rule, config.negatives_per_positive, config.seed + number, exclude=known
             )
+            known = pd.concat([known, scored[name]])
     return {
         "sft": frames["sft"][~unmatched],
         "rl": pd.DataFrame({"user_id": sorted(rl - elsewhere)}, dtype=str),
