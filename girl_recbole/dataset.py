@@ -66,7 +66,7 @@ class GIRLDataset(Dataset):
             if not self.config["auto_embed"]:
                 raise
             _log.warning("%s Doing it now (auto_embed).", stale)
-            embed(self.files, config, kinds=[kind])
+            embed(self.files, dataclasses.replace(config, n_generated=n_samples), kinds=[kind])
             rows = load_vectors(self.files, config, kind, ids, n_samples)
         table = np.zeros((len(ids) + 1, rows.shape[1]), np.float32)
         table[1:] = rows
@@ -75,7 +75,7 @@ class GIRLDataset(Dataset):
     def texts(self, kind: str, n_samples: int = 1) -> list[list[str]]:
         """``texts(kind)[internal id]``: n_samples texts (one for cv and jd); [] for the padding id."""
         ids = self._ids(kind)
-        found = read_texts(self.files, kind, ids)
+        found = read_texts(self.files, kind, ids, n_samples)
         short = [key for key in ids if len(found.get(key, ())) < n_samples]
         if short:
             raise DataError(

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from girl_recbole.config import make_config
 from girl_recbole.embed import EmbedConfig, StaleVectors, embed, load_vectors
 from girl_recbole.encoder import Encoder, encoder_folder, encoder_slug
 from girl_recbole.errors import ConfigError, DataError
+from girl_recbole.manifest import file_hash, text_hash, write_manifest
+from girl_recbole.shipped import shipped_folder
 
 
 @pytest.fixture
@@ -118,6 +121,7 @@ def test_slugs_are_folder_names(tiny_encoder):
 
 
 def test_vectors_are_those_of_the_texts(toy, config):
+    config = replace(config, n_generated=2)
     report = embed(toy, config)
     cvs, jds, generated = read_docs(toy.udoc), read_docs(toy.idoc), read_generated(toy.gdoc("sft"))
     encoder = Encoder(config.encoder)
@@ -143,7 +147,7 @@ def test_each_distinct_text_is_encoded_once_across_kinds(toy, config):
     write_docs(toy.udoc, ((key, same) for key, _ in list(iter_docs(toy.udoc))), "user")
     write_docs(toy.idoc, ((key, same) for key, _ in list(iter_docs(toy.idoc))), "item")
     write_generated(toy.gdoc("sft"), ((user, n, same) for user in list(read_docs(toy.udoc)) for n in range(2)))
-    assert embed(toy, config)["encoded"] == 1
+    assert embed(toy, replace(config, n_generated=2))["encoded"] == 1
     np.testing.assert_array_equal(
         load_vectors(toy, config, "cv", ["u1"]), load_vectors(toy, config, "gen.sft", ["u9"], 2)
     )
@@ -173,7 +177,7 @@ def test_vectors_of_another_encoder_are_refused(toy, config, tiny_encoder, tmp_p
     embed(toy, mine)
     settings = folder / "config.json"
     settings.write_text(settings.read_text().replace('"gelu"', '"relu"'))
-    with pytest.raises(StaleVectors, match=r"vectors of another encoder: SHA-256 was .*Run `girl embed toy --encoder="):
+    with pytest.raises(StaleVectors, match=r"vectors of another encoder or other .*Run `girl embed toy --encoder="):
         load_vectors(toy, mine, "cv", ["u1"])
     assert embed(toy, mine)["reused"] == 0
     load_vectors(toy, mine, "cv", ["u1"])
@@ -189,6 +193,12 @@ def test_missing_vectors_files_and_cut_matrices_are_errors(toy, config):
         load_vectors(toy, config, "cv", ["u1"])
     report = embed(toy, config)
     assert 0 < report["encoded"] <= 240
+    load_vectors(toy, config, "cv", ["u1"])
+    table = next(toy.folder.glob("vectors/*/cv-*.ids"))
+    table.write_bytes(table.read_bytes()[:-20])  # in the middle of a line
+    with pytest.raises(StaleVectors, match="missing or cut short"):
+        load_vectors(toy, config, "cv", ["u1"])
+    embed(toy, config)
     load_vectors(toy, config, "cv", ["u1"])
     with pytest.raises(ConfigError, match="unknown kind of text 'cvs'"):
         load_vectors(toy, config, "cvs", ["u1"])
@@ -206,7 +216,8 @@ def test_empty_texts_are_errors_that_name_the_ids(toy, config, text):
     generated["u9"][1] = text
     write_generated(toy.gdoc("sft"), ((u, n, t) for u, texts in generated.items() for n, t in enumerate(texts)))
     with pytest.raises(DataError, match=r"1 of 240 ids have an empty generated JD \(first: u9\)"):
-        embed(toy, config)
+        embed(toy, replace(config, n_generated=2))
+    embed(toy, config)  # sample 1 is not asked for
 
 
 def test_a_seeker_without_a_cv_or_a_generated_jd_is_an_error(toy, config):
@@ -223,7 +234,9 @@ def test_a_seeker_without_a_cv_or_a_generated_jd_is_an_error(toy, config):
     message = r"toy.sft.gdoc: 3 of 240 users have no generated JD \(first: u3, u5, u8\); 1 each is .*`girl generate toy"
     with pytest.raises(DataError, match=message):
         load_vectors(toy, config, "gen.sft", users)
-    with pytest.raises(DataError, match=r"2 of 2 users have fewer than 3 generated JDs .*3 each are required"):
+    with pytest.raises(
+        DataError, match=r"2 of 2 users have fewer than 3 generated JDs .*3 each are required. Run `.*--n=3`"
+    ):
         load_vectors(toy, config, "gen.sft", ["u1", "u2"], 3)
     with pytest.raises(DataError, match=r"toy.ppo.gdoc: no such file. Run `girl generate toy --generator=ppo`"):
         load_vectors(toy, config, "gen.ppo", users)
@@ -240,6 +253,65 @@ def test_only_the_recommendation_stage_unless_asked(toy, config):
     every = make_config(EmbedConfig, overrides={"encoder": config.encoder, "embed_all": True})
     assert embed(toy, every)["rows"]["cv"] == 241
     assert load_vectors(toy, every, "cv", ["elsewhere"]).shape == (1, 32)
+
+
+def test_only_the_samples_that_are_asked_for_are_encoded(toy, config):
+    generated = read_generated(toy.gdoc("sft"))
+    first, both = {t[0] for t in generated.values()}, {text for t in generated.values() for text in t}
+    report = embed(toy, config, kinds=["gen.sft"])
+    assert report["encoded"] == len(first)
+    assert report["rows"] == {"gen.sft": 240}
+    one = load_vectors(toy, config, "gen.sft", ["u1"])
+    with pytest.raises(StaleVectors, match=r"1 of 1 ids have a text and no vector .*--n_generated=2`"):
+        load_vectors(toy, config, "gen.sft", ["u1"], 2)
+    assert embed(toy, replace(config, n_generated=2), kinds=["gen.sft"])["encoded"] == len(both) - len(first)
+    mean = load_vectors(toy, config, "gen.sft", ["u1"], 2)
+    assert embed(toy, config, kinds=["gen.sft"])["rows"] == {"gen.sft": 480}  # what is there is kept
+    np.testing.assert_array_equal(load_vectors(toy, config, "gen.sft", ["u1"], 2), mean)
+    np.testing.assert_array_equal(load_vectors(toy, config, "gen.sft", ["u1"]), one)
+    with pytest.raises(ConfigError, match="n_generated: 0 generated JDs a seeker; at least 1"):
+        embed(toy, replace(config, n_generated=0))
+
+
+def test_vectors_of_another_precision_are_others(toy, config):
+    low = replace(config, encoder_precision="bfloat16")
+    embed(toy, low, kinds=["cv"])
+    with pytest.raises(StaleVectors, match="no cv vectors"):
+        load_vectors(toy, config, "cv", ["u1"])
+    assert embed(toy, config, kinds=["cv"])["reused"] == 0
+    assert not np.array_equal(load_vectors(toy, config, "cv", ["u1"]), load_vectors(toy, low, "cv", ["u1"]))
+    folders = {path.parent for path in toy.folder.glob("vectors/*/cv-*.npy")}
+    here, there = sorted(folders)
+    for path in here.iterdir():  # and a folder that was renamed is no way around it
+        shutil.copy(path, there)
+    with pytest.raises(StaleVectors, match=r"other settings.*--encoder_precision=bfloat16`"):
+        load_vectors(toy, low, "cv", ["u1"])
+
+
+def test_an_encoder_that_is_not_found_leaves_no_folder(toy, config):
+    with pytest.raises(ConfigError, match="cannot be found"):
+        embed(toy, replace(config, encoder="nobody/nothing"))
+    assert not (toy.folder / "vectors").exists()
+
+
+def test_a_file_written_while_it_is_embedded_is_read_again(toy, config, monkeypatch, caplog):
+    docs, real = read_docs(toy.udoc), Encoder.encode
+    changes = [docs | {"u1": "trade0 word1"}]
+
+    def disturbed(self, texts, **kwargs):
+        if changes:
+            write_docs(toy.udoc, changes.pop().items(), "user")
+        return real(self, texts, **kwargs)
+
+    monkeypatch.setattr(Encoder, "encode", disturbed)
+    embed(toy, config, kinds=["cv"])
+    assert "toy.udoc changed while it was embedded" in caplog.text
+    expected = Encoder(config.encoder)
+    np.testing.assert_allclose(load_vectors(toy, config, "cv", ["u1"]), real(expected, ["trade0 word1"])[0], atol=2e-3)
+    changes[:] = [docs | {"u1": f"trade1 word{n}"} for n in range(9)]
+    write_docs(toy.udoc, (docs | {"u1": "trade3 word9"}).items(), "user")
+    with pytest.raises(DataError, match=r"toy.udoc: changed 3 times while it was embedded. Wait .*`girl embed toy"):
+        embed(toy, config, kinds=["cv"])
 
 
 # ------------------------------------------------------------------------------------------------ kills and company
@@ -305,6 +377,29 @@ def test_chunks_of_a_killed_run_are_not_encoded_again(toy, config, monkeypatch):
     assert embed(toy, config)["encoded"] == sum(seen)
 
 
+def test_the_chunks_of_a_killed_run_are_kept_for_the_kinds_that_are_not_done(toy, config, monkeypatch):
+    monkeypatch.setattr(embed_module, "_CHUNK_TEXTS", 100)
+    texts = embed_module._rows(toy, "cv", config, None).texts, embed_module._rows(toy, "gen.sft", config, None).texts
+    real, seen = Encoder.encode, []
+
+    def counting(self, texts, **kwargs):
+        if len(seen) == 300:
+            raise KeyboardInterrupt
+        seen.extend(texts)
+        return real(self, texts, **kwargs)
+
+    monkeypatch.setattr(Encoder, "encode", counting)
+    with pytest.raises(KeyboardInterrupt):
+        embed(toy, config)
+    monkeypatch.setattr(Encoder, "encode", lambda self, texts, **kw: seen.extend(texts) or real(self, texts, **kw))
+    for kind in ("cv", "gen.sft", "jd"):
+        assert bool(list(toy.folder.glob("vectors/*/progress/*/*.npz")))
+        embed(toy, config, kinds=[kind])
+    assert set(seen) >= {*texts[0], *texts[1]}
+    assert len(seen) == len(set(seen))  # nothing was encoded twice
+    assert not list(toy.folder.glob("vectors/*/progress"))
+
+
 def _build(files, config, queue):
     torch.set_num_threads(1)
     queue.put(embed(files, config)["encoded"])
@@ -330,3 +425,65 @@ def test_checking_freshness_of_many_texts_is_quick(toy, config):
     started = time.process_time()
     load_vectors(toy, config, "cv", [f"u{n}" for n in range(240)])
     assert time.process_time() - started < 2
+
+
+# ----------------------------------------------------------------------------------------------- generated JDs' origin
+
+
+def _vouch(files):
+    """The manifest that `girl generate` writes beside NAME.sft.gdoc."""
+    cvs, path = read_docs(files.udoc), files.gdoc("sft")
+    source = text_hash(*(part for user in read_generated(path) for part in (user, cvs[user])))
+    write_manifest(path, "gdoc", config={}, inputs=[files.udoc], source=source, sha256=file_hash(path))
+
+
+def test_jds_generated_from_other_cvs_are_refused(toy, config):
+    docs = read_docs(toy.udoc)
+    _vouch(toy)
+    embed(toy, config)
+    load_vectors(toy, config, "gen.sft", ["u1"])
+    write_docs(toy.udoc, (docs | {"elsewhere": "trade1"}).items(), "user")  # a seeker without generated JDs
+    load_vectors(toy, config, "gen.sft", ["u1"])
+    embed(toy, config)
+    for changed, what in [
+        (docs | {"u7": "trade0 word1"}, "other CVs"),
+        ({user: cv for user, cv in docs.items() if user != "u7"}, r"1 seekers have no CV any more \(first: u7\)"),
+    ]:
+        write_docs(toy.udoc, changed.items(), "user")
+        message = rf"toy.sft.gdoc: stale: toy.udoc has changed .*: {what}. Run `girl generate toy --generator=sft`"
+        for reading in (
+            lambda: load_vectors(toy, config, "gen.sft", ["u1"]),
+            lambda: embed(toy, config, kinds=["gen.sft"]),
+            lambda: embed_module.read_texts(toy, "gen.sft", ["u1"]),
+        ):
+            with pytest.raises(DataError, match=message) as error:
+                reading()
+            assert not isinstance(error.value, StaleVectors)  # embedding again would not help
+
+
+def test_generated_jds_that_were_edited_are_refused_and_ones_own_are_taken(toy, config, caplog):
+    _vouch(toy)
+    generated = read_generated(toy.gdoc("sft"))
+    generated["u3"][0] = "trade2"
+    write_generated(toy.gdoc("sft"), ((u, n, t) for u, texts in generated.items() for n, t in enumerate(texts)))
+    with pytest.raises(DataError, match=r"toy.sft.gdoc: not the file that its manifest describes.*`girl generate toy"):
+        embed(toy, config)
+    toy.gdoc("sft").with_name("toy.sft.gdoc.manifest.json").unlink()
+    with caplog.at_level("WARNING", logger="girl_recbole.embed"):
+        embed(toy, config)
+        load_vectors(toy, config, "gen.sft", ["u3"])
+    assert caplog.text.count("toy.sft.gdoc: no manifest beside it") == 1
+
+
+def test_what_generate_writes_and_the_shipped_jds_are_read_wherever_they_lie(tmp_path):
+    source = shipped_folder("jobrec-sim")
+    folder = tmp_path / "elsewhere" / "jobrec-sim"
+    folder.mkdir(parents=True)
+    if not (source / "jobrec-sim.sft.gdoc.manifest.json").exists():
+        pytest.skip("no generated JDs ship")
+    for name in ("udoc", "sft.gdoc", "sft.gdoc.manifest.json"):
+        shutil.copy(source / f"jobrec-sim.{name}", folder)
+    files = embed_module.DatasetFiles(folder, "jobrec-sim")
+    assert embed_module.read_texts(files, "gen.sft")
+    files.udoc.write_text(files.udoc.read_text() + "elsewhere\ttrade1\n")  # by text, not by the file's hash
+    assert embed_module.read_texts(files, "gen.sft")
