@@ -14,13 +14,17 @@ The paper (GIRL, arXiv 2307.02157, Table I) gives the shares 77 / 9.5 / 13.5 % o
 ``cold_strict``  As ``cold``, and the seekers of valid and test are drawn from those who are in no stage at all.
 
 Several rows of one (seeker, job) pair become one before anything else: the matched one if there is one, and of these
-the earliest; the rest are dropped and counted. So no pair can be in two parts.
+the earliest; the rest are dropped and counted. So no pair can be in two parts. A pair of valid or test that is also a
+pair of the sft or reward stage is dropped from it and counted: a generator trained on it would be judged by it.
 
 With ``split_suffix: s1`` the files are NAME.cold-s1.train.inter and so on, and a recommender names ``split: cold-s1``:
 several draws (``split_seed``) lie side by side. Rules are pure functions of (rows, shares, seed); the order of the rows
 in the file does not matter. Refused, because a figure measured on it would be wrong: a seeker of the rl stage in valid,
 test, sft or reward; an empty part; valid or test with one class only. NAME.SPLIT.overlap is a table of the seekers,
 jobs and pairs that each two of the parts and stages share.
+
+The files of an earlier draw are removed before the new ones are written, so that a run that is killed leaves a part
+missing, never parts of two draws; the manifests come last.
 """
 
 from __future__ import annotations
@@ -45,12 +49,12 @@ from girl_recbole.atomic import (
     write_table,
 )
 from girl_recbole.errors import ConfigError, DataError, some_of
-from girl_recbole.manifest import write_manifest
+from girl_recbole.manifest import manifest_path, write_manifest
 
 __all__ = ["SplitConfig", "cold_parts", "overlaps", "split", "warm_parts"]
 
 _log = logging.getLogger(__name__)
-_TRAIN, _VALID, _TEST, _DROPPED = 0, 1, 2, -1
+_TRAIN, _VALID, _TEST, _DROPPED, _DROPPED_KNOWN = 0, 1, 2, -1, -2
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,10 @@ def split(files: DatasetFiles, config: SplitConfig) -> dict:
         excluded = set().union(*(set(stage["user_id"]) for stage in stages.values())) if strict else set()
         codes = cold_parts(rows, config.split_ratio, seed, excluded=excluded)
         facts = {"seekers_kept_out_of_evaluation": int(rows["user_id"].drop_duplicates().isin(excluded).sum())}
+    known = _in_stages(rows, stages) & (codes > _TRAIN)
+    codes = np.where(known, _DROPPED_KNOWN, codes)
+    if known.any():
+        _log.warning("%s: %d pairs of the sft or reward stage were dropped from valid and test", name, known.sum())
     parts = {part: rows[codes == code] for code, part in enumerate(PARTS)}
     _check_parts(files, name, parts, stages)
     shared = overlaps({**parts, **stages})
@@ -95,24 +103,25 @@ def split(files: DatasetFiles, config: SplitConfig) -> dict:
         "rows_read": len(read),
         "dropped_repeated_pairs": merged,
         "dropped_unseen_seekers": int((codes == _DROPPED).sum()),
+        "dropped_pairs_of_sft_or_reward": int(known.sum()),
         **facts,
         "parts": {part: _describe(frame, len(rows)) for part, frame in parts.items()},
         "overlap": shared.to_dict("records"),
     }
-    for part in ("valid", "test"):
-        known = shared[shared["first"].eq(part) & shared["second"].isin(("sft", "reward")) & shared["pairs"].gt(0)]
-        for row in known.itertuples():
-            _log.warning("%s: %d pairs of %s are in the %s stage too", name, row.pairs, part, row.second)
+    targets = {part: files.split(name, part) for part in PARTS}
+    for path in (*map(manifest_path, targets.values()), *targets.values()):
+        path.unlink(missing_ok=True)
+    for part, frame in parts.items():
+        write_interactions(targets[part], frame)
     write_table(
         files.path(f"{name}.overlap"),
         shared,
         {"first": "token", "second": "token", "seekers": "float", "jobs": "float", "pairs": "float"},
     )
     inputs = [files.inter, *(files.stage(stage) for stage in stages)]
-    for part, frame in parts.items():
-        write_interactions(files.split(name, part), frame)
+    for path in targets.values():
         write_manifest(
-            files.split(name, part),
+            path,
             "split",
             config=asdict(config),
             seed=seed,
@@ -219,6 +228,14 @@ def _one_row_a_pair(rows: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     ordered = rows.sort_values(by, ascending=[True, True, False, True][: len(by)], kind="stable")
     kept = ordered[~ordered.duplicated(["user_id", "item_id"])].reset_index(drop=True)
     return kept, len(rows) - len(kept)
+
+
+def _in_stages(rows: pd.DataFrame, stages: Mapping[str, pd.DataFrame]) -> np.ndarray:
+    """(n,) bool: which pairs are in the sft or reward stage."""
+    pairs = [stages[stage][["user_id", "item_id"]] for stage in ("sft", "reward") if stage in stages]
+    if not pairs:
+        return np.zeros(len(rows), dtype=bool)
+    return pd.MultiIndex.from_frame(rows[["user_id", "item_id"]]).isin(pd.MultiIndex.from_frame(pd.concat(pairs)))
 
 
 def _order(rows: pd.DataFrame, seed: int, by_time: bool) -> np.ndarray:

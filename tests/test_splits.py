@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from girl_recbole import splits
 from girl_recbole.atomic import PARTS, DatasetFiles, read_interactions, read_table, write_interactions, write_users
 from girl_recbole.config import make_config
 from girl_recbole.errors import ConfigError, DataError
@@ -217,6 +218,36 @@ def test_cold_allows_and_cold_strict_avoids_the_stages(files):
     shared = {(row["first"], row["second"]): row for row in report["overlap"]}
     assert shared[("test", "sft")]["seekers"] == 0
     assert shared[("train", "sft")]["pairs"] == len(read_interactions(files.stage("sft")))
+
+
+def test_pairs_of_sft_and_reward_leave_valid_and_test_only(files):
+    split(files, config(split="warm"))
+    before = parts_of(files, "warm")
+    write_interactions(files.stage("sft"), pd.concat([before["valid"][:2].assign(label=1.0), before["train"][:3]]))
+    write_interactions(files.stage("reward"), before["test"][:4])
+    report = split(files, config(split="warm"))
+    after = parts_of(files, "warm")
+    assert report["dropped_pairs_of_sft_or_reward"] == 6
+    assert after["train"].equals(before["train"])
+    assert after["valid"].equals(before["valid"][2:].reset_index(drop=True))
+    assert after["test"].equals(before["test"][4:].reset_index(drop=True))
+
+
+def test_a_run_that_dies_leaves_no_parts_of_two_draws(files, monkeypatch):
+    split(files, config(split="cold", split_seed=1))
+    real = splits.write_interactions
+
+    def write(path, frame):
+        if "valid" in path.name:
+            raise KeyboardInterrupt
+        real(path, frame)
+
+    monkeypatch.setattr(splits, "write_interactions", write)
+    with pytest.raises(KeyboardInterrupt):
+        split(files, config(split="cold", split_seed=2))
+    left = [part for part in PARTS if files.split("cold", part).exists()]
+    assert left == ["train"]
+    assert not any(manifest_path(files.split("cold", part)).exists() for part in PARTS)
 
 
 def test_refuses_an_rl_seeker_in_evaluation(files):
