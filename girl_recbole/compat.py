@@ -16,12 +16,16 @@
                                   own clock and may read half a file
     quick_start.py, spawning      workers do not import this package      they start in a function of this module
     trainer.py, SummaryWriter     a folder for every trainer              none where `tensorboard: False`
+    data/utils.py, saved data     unpickles what lies there, which may    never read; asking for it is a ConfigError
+                                  be stale, and may run code              (recbole_config.py)
 
 Functions are replaced in the namespace of RecBole's modules only: ``torch.load`` itself stays as it is, safe.
 
 **Safe loading.** A checkpoint is a pickle. Before one is loaded, the names it refers to are listed without running it;
 each is resolved and allowed only if it is data: RecBole's and our classes of data sets, samplers, interactions, enums,
-configurations and layers, NumPy arrays and SciPy matrices. Everything else stays refused by PyTorch. A checkpoint that
+configurations and layers, NumPy arrays and SciPy matrices. Of RecBole's, our, SciPy's and PyTorch's classes a pickle
+may fill an empty object but never call the constructor, which could make folders or open connections: the loader is
+given a stand-in for the class that cannot be called. Everything else stays refused by PyTorch. A checkpoint that
 RecBole wrote by itself (protocol 4) is refused with an error that names the way out: :func:`convert_checkpoint`.
 
 This file imports the standard library only; it is loaded by ``import girl_recbole``.
@@ -134,8 +138,31 @@ def _allowed(path: str | os.PathLike):
             import numpy.dtypes as dtypes
 
             found.update({f"numpy.dtypes.{name}": getattr(dtypes, name) for name in dtypes.__all__})
-    with torch.serialization.safe_globals([(thing, name) for name, thing in found.items()]):
+    known = []
+    for name, thing in found.items():
+        if _may_be_called(thing):
+            known.append((thing, name))
+        else:  # objects of the class may be filled, but no pickle can write the name under which it is known itself
+            known += [(_uncallable(thing), name), (thing, f"{name}\n")]
+    with torch.serialization.safe_globals(known):
         yield
+
+
+def _may_be_called(thing: Any) -> bool:
+    """Functions, NumPy's data types and scalars, bytes, and enums, where a call looks a member up."""
+    import enum
+
+    return not isinstance(thing, type) or thing.__module__.startswith("numpy") or issubclass(thing, bytes | enum.Enum)
+
+
+class _NoCall(type):
+    def __call__(cls, *_: Any, **__: Any) -> Any:
+        raise pickle.UnpicklingError(f"a checkpoint may not call {cls.__name__}.")
+
+
+def _uncallable(kind: type) -> type:
+    """Stands for ``kind``: gives empty objects of it by ``__new__``, and runs no constructor."""
+    return _NoCall(kind.__name__, (), {"__new__": lambda _: kind.__new__(kind)})
 
 
 def _pickle_protocol(path: str | os.PathLike) -> int | None:
@@ -167,7 +194,7 @@ def _harmless(name: str) -> Any | None:
         import numpy as np
 
         if isinstance(thing, type):
-            return thing if issubclass(thing, (np.ndarray, np.dtype, np.generic)) else None
+            return thing if thing in (np.ndarray, np.matrix) or issubclass(thing, (np.dtype, np.generic)) else None
         return thing if module.endswith(".multiarray") and attribute in ("_reconstruct", "scalar") else None
     if not isinstance(thing, type):
         return None
@@ -263,6 +290,12 @@ def _patch_hyper_tuning(module: ModuleType) -> None:
     module.eval = _literal
 
 
+def _patch_data_utils(module: ModuleType) -> None:
+    """No saved data set and no saved data loaders are looked for; in this module nothing else asks ``exists``."""
+    module.os = _view(module.os, path=_view(module.os.path, exists=lambda _: False))
+    module.load_split_dataloaders = lambda config: None
+
+
 def _patch_kd_dagfm(module: ModuleType) -> None:
     def teacher(name: str) -> type:
         from girl_recbole.errors import ConfigError
@@ -340,6 +373,7 @@ class _NoTensorboard:
 
 PATCHES: dict[str, list[Callable[[ModuleType], None]]] = {
     "recbole.config.configurator": [_patch_configurator],
+    "recbole.data.utils": [_patch_data_utils],
     "recbole.quick_start.quick_start": [_patch_quick_start],
     "recbole.trainer.hyper_tuning": [_patch_hyper_tuning],
     "recbole.trainer.trainer": [_patch_trainer],

@@ -16,6 +16,7 @@ Where it differs from the stock class:
   NAME.SPLIT.{train,valid,test}.inter, where a dataset has them, unless ``benchmark_filename`` is given;
 * a dataset that ships with this package and is not in ``data_path`` is copied there;
 * on a machine without GPU, several processes talk through gloo;
+* data sets and data loaders are not saved and never unpickled (save_dataset and its like are errors);
 * it pickles without classes of models, devices and loaders, so that checkpoints load safely and on another device.
 """
 
@@ -94,19 +95,20 @@ class Config(StockConfig):
             raise ConfigError(f"{model}: no dataset: name one with --dataset=NAME or in a property file.")
         return super()._get_model_and_dataset(model, dataset)
 
+    def _init_parameters_category(self):
+        super()._init_parameters_category()
+        self.parameters = {name: list(keys) for name, keys in self.parameters.items()}  # RecBole extends its own lists
+
     def _load_internal_config_dict(self, model, model_class, dataset):
         super()._load_internal_config_dict(model, model_class, dataset)
         for name in ("overall.yaml", f"model/{model}.yaml", f"dataset/{dataset}.yaml"):
             path = properties_file(name)
             if path.exists():
-                layer = load_properties(path)
-                self.internal_config_dict.update(layer)
-                if name == "overall.yaml" and model in MODELS:
-                    # RecBole reuses a saved data set when none of these keys differ: encoder and generator count too.
-                    self.parameters["Dataset"] += [key for key in layer if key not in self.parameters["Dataset"]]
+                self.internal_config_dict.update(load_properties(path))
 
     def _set_default_parameters(self):
         self._check_metrics()
+        self._check_saving()
         super()._set_default_parameters()
         final = self.final_config_dict
         files = DatasetFiles(Path(final["data_path"]), self.dataset)
@@ -114,6 +116,14 @@ class Config(StockConfig):
             locate(self.dataset, files.folder.parent)
         if final.get("benchmark_filename") is None:
             final["benchmark_filename"] = self._split_files(files)
+
+    def _check_saving(self):
+        asked = [key for key in _SAVING if self.final_config_dict.get(key)]
+        if asked:
+            raise ConfigError(
+                f"{', '.join(asked)}: not supported. Reading the data takes a second; a saved copy would go on being "
+                f"used after the files have changed, and it is a pickle, which can run code when it is read."
+            )
 
     def _check_metrics(self):
         metrics = self.final_config_dict["metrics"]
@@ -184,6 +194,7 @@ class Config(StockConfig):
         vars(self).update(state)
         self.yaml_loader = yaml.FullLoader
         final = self.final_config_dict = dict(self.final_config_dict)
+        final.update({key: None for key in _SAVING if final.get(key)})
         try:
             self.model_class = get_model(self.model)
         except (ValueError, AttributeError, ImportError):  # a class that the user passed
@@ -212,6 +223,7 @@ class Config(StockConfig):
 
 sys.modules["recbole.config"].Config = Config
 
+_SAVING = ("save_dataset", "save_dataloaders", "dataset_save_path", "dataloaders_save_path")
 _UNPICKLED = ("model_class", "yaml_loader", "_arguments")
 _SHOWN = ("seed", "split", "generator", "encoder", "calibrate")
 

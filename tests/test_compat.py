@@ -169,8 +169,34 @@ def test_a_hostile_checkpoint_runs_nothing(market, attack):
     assert not Path("pwned").exists()
 
 
+class _OurConfigAttack:
+    """The constructor of our Config makes folders and opens connections."""
+
+    def __reduce__(self):
+        from recbole.config import Config
+
+        return Config, ("BPR", "tiny", None, {"checkpoint_dir": "pwned", "local_rank": 0}, ())
+
+
+class _LayerAttack:
+    def __reduce__(self):
+        return torch.nn.Embedding, (2, 2)
+
+
+@pytest.mark.parametrize("attack", [_OurConfigAttack, _LayerAttack])
+def test_a_checkpoint_calls_no_constructor(market, attack):
+    compat.save_checkpoint({"config": attack(), "state_dict": {}}, "evil.pth")
+    from recbole.quick_start import load_data_and_model
+
+    for load in (compat.load_checkpoint, load_data_and_model):
+        with pytest.raises(pickle.UnpicklingError, match="a checkpoint may not call"):
+            load("evil.pth")
+    assert not Path("pwned").exists()
+
+
 @pytest.mark.parametrize("name", ["os.system", "builtins.eval", "subprocess.Popen", "numpy.load", "torch.load",
-                                  "numpy.save", "recbole.utils.utils.get_model", "torch.jit.ScriptModule",
+                                  "numpy.save", "numpy.memmap",
+                                  "recbole.utils.utils.get_model", "torch.jit.ScriptModule",
                                   "numpy.lib.npyio.load",
                                   "recbole.config.configurator.Config", "girl_recbole.compat.convert_checkpoint",
                                   "scipy.io.loadmat", "recbole.trainer.trainer.Trainer", "logging.config"])  # fmt: skip

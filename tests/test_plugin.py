@@ -1,5 +1,6 @@
 """RecBole finds what we register, by its own entry points; and nothing given by a user is run as code."""
 
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -316,15 +317,33 @@ def test_the_import_hook_is_fast_after_the_first_time():
     assert time.perf_counter() - start < 0.1
 
 
-def test_a_saved_dataset_of_another_encoder_is_not_reused(tmp_path, monkeypatch):
-    """RecBole pickles the data set; with it, our class keeps the settings of the texts' vectors."""
-    monkeypatch.chdir(tmp_path)
-    make_market(tmp_path / "dataset")
-    from recbole.data import create_dataset
+@pytest.mark.parametrize("key", ["save_dataset", "save_dataloaders", "dataset_save_path", "dataloaders_save_path"])
+def test_saved_data_sets_are_refused(market, key):
+    with pytest.raises(ConfigError, match=f"{key}: not supported.*can run code"):
+        config("BPR", "tiny", None, {key: "x.pth"}, arguments=())
+    config("BPR", "tiny", None, {key: False}, arguments=())
 
-    settings = {"save_dataset": True, "state": "error"}
-    first = create_dataset(config("GIRLBaseMLP", "tiny", None, settings, arguments=()))
-    same = create_dataset(config("GIRLBaseMLP", "tiny", None, settings, arguments=()))
-    other = create_dataset(config("GIRLBaseMLP", "tiny", None, {**settings, "encoder": "other"}, arguments=()))
-    assert [d.config["encoder"] for d in (first, same, other)] == ["minilm", "minilm", "other"]
-    assert same is not first
+
+def test_saved_data_sets_are_never_read(market):
+    """Not from their default places, and not from where the settings of a checkpoint point."""
+    from recbole.data import create_dataset, data_preparation, load_split_dataloaders
+
+    Path("saved").mkdir()
+    for name in ("tiny-Dataset.pth", "tiny-for-BPR-dataloader.pth", "x.pth"):
+        Path("saved", name).write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
+    got = config("BPR", "tiny", None, {"state": "error"}, arguments=())
+    for key in ("dataset_save_path", "dataloaders_save_path"):
+        got[key] = "saved/x.pth"
+    data_preparation(got, create_dataset(got))
+    assert load_split_dataloaders(got) is None
+    assert not Path("pwned").exists()
+    assert pickle.loads(pickle.dumps(got))["dataset_save_path"] is None
+
+
+def test_recboles_own_lists_of_keys_stay_as_they_are(market):
+    from recbole.utils.argument_list import dataset_arguments
+
+    before = list(dataset_arguments)
+    config("GIRLBaseMLP", "tiny", arguments=())
+    config("BPR", "ml-100k", arguments=())
+    assert dataset_arguments == before
