@@ -7,6 +7,7 @@ about to rely on; anything else than a match is an error that says which command
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -18,7 +19,7 @@ from typing import Any
 from girl_recbole.atomic import atomic_write
 from girl_recbole.errors import DataError
 
-__all__ = ["file_hash", "manifest_path", "read_manifest", "require", "text_hash", "write_manifest"]
+__all__ = ["cached_file_hash", "file_hash", "manifest_path", "read_manifest", "require", "text_hash", "write_manifest"]
 
 _VERSIONED = ("girl_recbole", "numpy", "torch", "transformers", "trl", "peft", "sentence-transformers", "recbole")
 
@@ -37,6 +38,17 @@ def file_hash(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cached_file_hash(path: Path) -> str:
+    """As :func:`file_hash`, read once a process while the file's size and time stay."""
+    facts = Path(path).stat()
+    return _hash_of(Path(path).resolve(), facts.st_size, facts.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _hash_of(path: Path, size: int, mtime_ns: int) -> str:
+    return file_hash(path)
 
 
 def manifest_path(path: Path) -> Path:

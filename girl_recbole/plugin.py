@@ -90,8 +90,9 @@ def _check_splits(module: ModuleType) -> None:
     create_samplers = module.create_samplers
 
     def checked(config, dataset, built_datasets):
-        from girl_recbole.trainer import check_splits
+        from girl_recbole.trainer import check_splits, drop_mismatched
 
+        drop_mismatched(config, built_datasets)
         check_splits(config, built_datasets)
         return create_samplers(config, dataset, built_datasets)
 

@@ -13,7 +13,10 @@ Where it differs from the stock class:
 * models of ours use the dataset ``dataset`` of overall.yaml when none is named; an unknown model or metric is an error
   with a suggestion;
 * ``split: warm | cold | cold_strict`` (or a further draw, such as ``cold-s1``) selects the files
-  NAME.SPLIT.{train,valid,test}.inter, where a dataset has them, unless ``benchmark_filename`` is given;
+  NAME.SPLIT.{train,valid,test}.inter, unless ``benchmark_filename`` is given, and their labels and times are loaded,
+  unless ``load_col`` is given; parts that ``girl split`` made from an older NAME.inter are an error;
+* where a dataset has no such files, RecBole splits it by ``eval_args``; for our models, and for datasets whose property
+  file names a split, only if the user gives eval_args: else that is an error;
 * a dataset that ships with this package and is not in ``data_path`` is copied there;
 * on a machine without GPU, several processes talk through gloo;
 * data sets and data loaders are not saved and never unpickled (save_dataset and its like are errors);
@@ -41,6 +44,7 @@ from recbole.utils import get_model
 from girl_recbole.atomic import PARTS, SPLITS, DatasetFiles
 from girl_recbole.config import check_keys, known_keys, load_properties, parse_value, properties_file
 from girl_recbole.errors import ConfigError, DataError
+from girl_recbole.manifest import cached_file_hash, read_manifest
 from girl_recbole.plugin import MODELS
 from girl_recbole.shipped import locate, shipped_folder
 
@@ -116,6 +120,9 @@ class Config(StockConfig):
             locate(self.dataset, files.folder.parent)
         if final.get("benchmark_filename") is None:
             final["benchmark_filename"] = self._split_files(files)
+            if final["benchmark_filename"] and not self._given("load_col"):
+                columns = _columns(files.split(final["split"], "train"))
+                final["load_col"] = {**(final["load_col"] or {}), "inter": columns}
 
     def _check_saving(self):
         asked = [key for key in _SAVING if self.final_config_dict.get(key)]
@@ -140,19 +147,27 @@ class Config(StockConfig):
             raise ConfigError("valid_metric: PriorEntropy depends on the labels alone, so it cannot choose a model.")
 
     def _split_files(self, files: DatasetFiles) -> list[str] | None:
-        split = self.final_config_dict["split"]
-        if str(split).partition("-")[0] not in SPLITS:
-            near = difflib.get_close_matches(str(split), SPLITS, n=1)
+        split = str(self.final_config_dict["split"])
+        if split.partition("-")[0] not in SPLITS:
+            near = difflib.get_close_matches(split, SPLITS, n=1)
             known = f" - did you mean {near[0]!r}?" if near else f"; known: {', '.join(SPLITS)}."
             raise ConfigError(f"split: {split!r} is unknown{known}")
+        rule, _, suffix = split.partition("-")
+        command = f"girl split {files.name} --split={rule}" + (f" --split_suffix={suffix}" if suffix else "")
         missing = [path.name for part in PARTS if not (path := files.split(split, part)).exists()]
         if not missing:
+            _check_made_from(files, split, command)
             return [f"{split}.{part}" for part in PARTS]
-        if len(missing) < len(PARTS) or "split" in self.external_config_dict:
-            raise DataError(
-                f"{files.folder}: no {', '.join(missing)}, which split: {split} needs. Run `girl split {files.name}`."
-            )
+        asked = "split" in self.external_config_dict or len(missing) < len(PARTS)
+        random = "eval_args" in self.external_config_dict or not files.inter.exists()
+        if asked or (not random and (self.model in MODELS or self._given("split"))):
+            raise DataError(f"{files.folder}: no {', '.join(missing)}, which split: {split} needs. Run `{command}`.")
         return None
+
+    def _given(self, key: str) -> bool:
+        """Whether the user or the property file of the dataset says something about ``key``."""
+        path = properties_file(f"dataset/{self.dataset}.yaml")
+        return key in self.external_config_dict or (path.exists() and key in load_properties(path))
 
     # -------------------------------------------------------------------------------------------------- devices
 
@@ -219,6 +234,24 @@ class Config(StockConfig):
             return super().__str__()
         finally:
             self.final_config_dict = full
+
+
+def _check_made_from(files: DatasetFiles, split: str, command: str) -> None:
+    """Raise ``DataError`` when ``girl split`` made the parts from another NAME.inter; a user's own pass."""
+    manifest = read_manifest(files.split(split, "train")) or {}
+    source = manifest.get("inputs", {}).get(files.inter.name)
+    if source and files.inter.exists() and cached_file_hash(files.inter) != source:
+        raise DataError(
+            f"{files.inter}: changed since the parts of split: {split} were made from it, so they are stale. "
+            f"Run `{command}`."
+        )
+
+
+def _columns(path: Path) -> list[str]:
+    """Which of the columns of pairs the file has."""
+    with open(path, encoding="utf-8") as file:
+        names = [column.partition(":")[0] for column in file.readline().rstrip("\n").split("\t")]
+    return [name for name in ("user_id", "item_id", "label", "timestamp") if name in names]
 
 
 sys.modules["recbole.config"].Config = Config

@@ -16,6 +16,7 @@ import os
 import platform
 import resource
 import subprocess
+import sys
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from pathlib import Path
@@ -27,7 +28,7 @@ from sklearn.metrics import roc_auc_score
 from girl_recbole import __version__
 from girl_recbole.atomic import read_table
 from girl_recbole.errors import DataError, some_of
-from girl_recbole.manifest import file_hash
+from girl_recbole.manifest import cached_file_hash
 
 __all__ = [
     "append",
@@ -48,9 +49,16 @@ def append(path: str | os.PathLike, row: Mapping[str, Any]) -> None:
     line = json.dumps(plain(row), ensure_ascii=False, sort_keys=True) + "\n"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab", buffering=0) as file:
+    with open(path, "ab+", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        file.write(line.encode("utf-8"))
+        data = line.encode("utf-8")
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # an editor's, or a write that was cut short
+                data = b"\n" + data
+        written = file.write(data)
+        if written != len(data):
+            raise OSError(f"{path}: {written} of {len(data)} bytes written; is the disk full?")
 
 
 def plain(value: Any) -> Any:
@@ -88,17 +96,7 @@ def oracle_probabilities(path: Path, users: Iterable[str], items: Iterable[str])
 
 def file_hashes(paths: Iterable[Path]) -> dict[str, str]:
     """``{file name: sha256}`` of those of ``paths`` that exist."""
-    found = {}
-    for path in paths:
-        if path.is_file():
-            stat = path.stat()
-            found[path.name] = _hash(str(path.resolve()), stat.st_size, stat.st_mtime_ns)
-    return found
-
-
-@functools.lru_cache(maxsize=256)
-def _hash(path: str, size: int, mtime_ns: int) -> str:
-    return file_hash(Path(path))
+    return {path.name: cached_file_hash(path) for path in paths if path.is_file()}
 
 
 @functools.cache
@@ -133,4 +131,5 @@ def machine() -> dict[str, Any]:
 
 def peak_memory_mb() -> float:
     """The largest resident size of this process so far, in MB."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KB
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)

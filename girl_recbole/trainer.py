@@ -16,19 +16,22 @@ not the AUC of the whole, so numbers for a table should come from one process.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from recbole.trainer.trainer import Trainer
-from recbole.utils import EvaluatorType
+from recbole.utils import EvaluatorType, InputType, ModelType
 
 from girl_recbole.calibration import fit_platt
 from girl_recbole.compat import load_checkpoint, save_checkpoint
 from girl_recbole.errors import DataError
 from girl_recbole.plugin import MODELS
 
-__all__ = ["GIRLTrainer", "check_splits", "validation_logits"]
+__all__ = ["GIRLTrainer", "check_splits", "drop_mismatched", "validation_logits"]
+
+_log = logging.getLogger(__name__)
 
 
 class GIRLTrainer(Trainer):
@@ -82,6 +85,33 @@ def validation_logits(model, data, config) -> tuple[np.ndarray, np.ndarray]:
     return torch.cat(logits).numpy(), pairs[config["LABEL_FIELD"]].double().numpy()
 
 
+def drop_mismatched(config, parts: Sequence) -> None:
+    """Take mismatched pairs (label 0) out of the parts in which a model of RecBole's would count them as matches.
+
+    Those are a valid or test part that is ranked, and train for every model that does not learn from labels (it samples
+    its negatives, or takes each pair for a match). Our models' data set has its own rule (dataset.py).
+    """
+    label, dropped = config["LABEL_FIELD"], []
+    if config["model"] in MODELS:
+        return
+    from_labels = (
+        config["train_neg_sample_args"]["distribution"] == "none"
+        and getattr(config.model_class, "input_type", None) == InputType.POINTWISE
+        and config["MODEL_TYPE"] != ModelType.TRADITIONAL
+    )
+    for name, part in zip(("train", "valid", "test"), parts, strict=True):
+        keeps = from_labels if name == "train" else config["eval_args"]["mode"][name] == "labeled"
+        if keeps or label not in part.inter_feat:
+            continue
+        matched = (part.inter_feat[label] > 0.5).numpy()
+        if not matched.all():
+            dropped.append(f"{(~matched).sum()} of {len(matched)} in {name}")
+            part.inter_feat = part.inter_feat[np.flatnonzero(matched)]
+    if dropped:
+        _log.info("%s: mismatched pairs are no matches for %s, left out: %s.", config["dataset"], config["model"],
+                  ", ".join(dropped))  # fmt: skip
+
+
 def check_splits(config, parts: Sequence) -> None:
     """Raise ``DataError`` for parts (train, valid, test) on which training or its metrics would crash or mean nothing.
 
@@ -99,7 +129,7 @@ def check_splits(config, parts: Sequence) -> None:
         count = len(dataset)
         evaluated = part != "train" and labeled
         if count == 0 and (part == "train" or evaluated):
-            raise DataError(f"{where}: 0 pairs are left for {part}; change eval_args, or run `girl split`.")
+            raise DataError(f"{where}: 0 pairs are left for {part}; change eval_args, or run `girl split` anew.")
         own_negatives = part == "train" and config["train_neg_sample_args"]["distribution"] == "none"
         needs_both = (evaluated and config["eval_args"]["mode"][part] == "labeled") or (
             own_negatives and config["model"] in MODELS

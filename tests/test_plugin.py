@@ -261,13 +261,65 @@ def test_split_selects_the_benchmark_files(market):
 
 
 def test_split_without_files(market):
-    with pytest.raises(DataError, match=r"no tiny\.cold\.train\.inter.*Run `girl split tiny`"):
+    with pytest.raises(DataError, match=r"no tiny\.cold\.train\.inter.*Run `girl split tiny --split=cold`"):
         config("BPR", "tiny", None, {"split": "cold"}, arguments=())
+    with pytest.raises(DataError, match=r"Run `girl split tiny --split=cold --split_suffix=s1`"):
+        config("BPR", "tiny", None, {"split": "cold-s1"}, arguments=())
     for part in ("train", "valid", "test"):
         market.split("warm", part).unlink()
     assert config("BPR", "tiny", arguments=())["benchmark_filename"] is None
+    with pytest.raises(DataError, match=r"Run `girl split tiny --split=warm`"):
+        config("GIRLBaseMLP", "tiny", arguments=())
+    by_hand = {"eval_args": {"mode": "labeled", "split": {"RS": [8, 1, 1]}, "order": "RO"}}
+    assert config("GIRLBaseMLP", "tiny", None, by_hand, arguments=())["benchmark_filename"] is None
     with pytest.raises(ConfigError, match="did you mean 'cold_strict'"):
         config("BPR", "tiny", None, {"split": "cold_strct"}, arguments=())
+
+
+def test_the_split_of_a_datasets_property_file_is_a_request(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = make_market(tmp_path / "dataset", "resume-corpus")
+    for part in ("train", "valid", "test"):
+        files.split("warm", part).unlink()
+    for model in ("BPR", "GIRLBaseMLP"):
+        with pytest.raises(DataError, match="Run `girl split resume-corpus --split=cold`"):
+            config(model, "resume-corpus", arguments=())
+
+
+def test_parts_made_from_an_older_file_are_refused(market):
+    from girl_recbole.manifest import write_manifest
+
+    write_manifest(market.split("warm", "train"), "split", config={}, inputs=[market.inter])
+    config("BPR", "tiny", arguments=())
+    with open(market.inter, "a") as file:
+        file.write("new\ti1\t1\n")
+    with pytest.raises(DataError, match=r"tiny.inter: changed since .*Run `girl split tiny --split=warm`"):
+        config("BPR", "tiny", arguments=())
+
+
+def test_labels_are_loaded_with_our_parts_unless_the_user_says_otherwise(market):
+    assert config("NeuMF", "tiny", arguments=())["load_col"] == {"inter": ["user_id", "item_id", "label"]}
+    own = {"load_col": {"inter": ["user_id", "item_id"]}}
+    assert config("NeuMF", "tiny", None, own, arguments=())["load_col"] == own["load_col"]
+
+
+@pytest.mark.parametrize("settings, kept", [
+    ({}, (False, False, False)),  # LightGCN: negatives sampled, all jobs ranked
+    ({"model": "NeuMF", "train_neg_sample_args": None}, (True, False, False)),
+    ({"model": "NeuMF", **LABELED}, (True, True, True)),
+    ({"model": "EASE", "train_neg_sample_args": None}, (False, False, False)),
+])  # fmt: skip
+def test_recboles_models_take_no_mismatched_pair_for_a_match(market, settings, kept):
+    from recbole.data import create_dataset, data_preparation
+
+    from girl_recbole.atomic import read_interactions
+
+    settings = {"model": "LightGCN", "state": "error", "topk": [3], **settings}
+    got = config(None, "tiny", None, settings, arguments=())
+    for part, loader, whole in zip(("train", "valid", "test"), data_preparation(got, create_dataset(got)), kept,
+                                   strict=True):  # fmt: skip
+        labels = read_interactions(market.split("warm", part))["label"]
+        assert len(loader._dataset) == (len(labels) if whole else (labels == 1).sum()), part
 
 
 def test_a_further_draw_of_a_split(market):

@@ -16,6 +16,7 @@ import girl_recbole
 from girl_recbole import results, run
 from girl_recbole.atomic import read_interactions, write_interactions, write_table
 from girl_recbole.errors import ConfigError, DataError
+from girl_recbole.manifest import file_hash
 from girl_recbole.run import main, run_experiment
 
 LN = math.log
@@ -66,7 +67,7 @@ def test_the_row(market):
     assert (row["model"], row["dataset"], row["split"], row["seed"]) == ("TinyLogits", "tiny", "warm", 2020)
     assert row["config"]["train_batch_size"] == 64
     assert row["config"]["eval_type"] == "VALUE"
-    assert row["data"]["tiny.warm.test.inter"] == results.file_hash(market.split("warm", "test"))
+    assert row["data"]["tiny.warm.test.inter"] == file_hash(market.split("warm", "test"))
     assert set(row["data"]) == {f"tiny.warm.{part}.inter" for part in ("train", "valid", "test")} | {
         "tiny.oracle.inter"
     }
@@ -216,7 +217,7 @@ def test_the_command(market, capsys):
     (["-m", "NeuMF", "--compare=GIRLBaseMPL"], "unknown model 'GIRLBaseMPL' - did you mean 'GIRLBaseMLP'?"),
     (["-m", "NeuMF", "--learnin_rate=1"], "unknown key 'learnin_rate' - did you mean 'learning_rate'?"),
     (["-m", "NeuMF", "--dataset=tinny"], "dataset/tinny: no such dataset - did you mean 'tiny'?"),
-    (["-m", "NeuMF", "--split=cold"], "Run `girl split tiny`."),
+    (["-m", "NeuMF", "--split=cold"], "Run `girl split tiny --split=cold`."),
     (["-m", "NeuMF", "--valid_metric=LogLos"], "valid_metric: 'loglos' is not one of the metrics"),
     (["-m", "NeuMF", "what"], "cannot read the argument 'what'"),
     ([], "no model: name one with --model=NAME"),
@@ -259,6 +260,13 @@ def test_appending_from_several_processes(tmp_path):
         worker.join()
     rows = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
     assert sorted((row["who"], row["number"]) for row in rows) == [(w, n) for w in range(4) for n in range(50)]
+
+
+def test_appending_to_a_file_without_a_last_newline(tmp_path):
+    (tmp_path / "r.jsonl").write_text('{"a": 1}')
+    for number in (2, 3):
+        results.append(tmp_path / "r.jsonl", {"a": number})
+    assert (tmp_path / "r.jsonl").read_text() == '{"a": 1}\n{"a": 2}\n{"a": 3}\n'
 
 
 def test_plain_values():
