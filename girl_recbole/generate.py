@@ -13,7 +13,11 @@ Work is cut into shards of ``gen_shard_size`` distinct CVs, each in a file named
 on with the shards that are missing, and the final file equals that of an undisturbed run. Shards of another model,
 prompt or sampling are refused, not mixed in. The folder goes when the final file and its manifest are written.
 
-A JD that is empty, cut by the limit, or without the structure of a JD (:func:`girl_recbole.prompts.parse_jd`) is kept
+The limits and the prompt are those of the training: ``max_cv_tokens``, ``max_jd_tokens``, ``prompt_language`` and
+``lm_dtype`` come from the generator's manifest (:func:`trained_with`) where the user does not set them himself.
+A generator that was trained on another ``NAME.sft.inter`` than the present one is refused.
+
+A JD that is cut by the limit, or without the structure of a JD (:func:`girl_recbole.prompts.parse_jd`) is kept
 as it is, counted, and flagged by seeker in the report and in the manifest: whether to use it is the reader's choice.
 """
 
@@ -38,11 +42,24 @@ from girl_recbole.errors import ConfigError, DataError, some_of
 from girl_recbole.manifest import file_hash, read_manifest, require, text_hash, write_manifest
 from girl_recbole.prompts import Prompt, make_prompt, parse_jd
 
-__all__ = ["Engine", "GenerateConfig", "JDGenerator", "LocalEngine", "generate", "generator_folder"]
+__all__ = [
+    "Engine",
+    "GenerateConfig",
+    "JDGenerator",
+    "LocalEngine",
+    "check_language_model",
+    "check_least",
+    "claim",
+    "cv_room",
+    "generate",
+    "generator_folder",
+    "trained_with",
+]
 
 log = logging.getLogger(__name__)
 
 GROUPS = ("recommendation", "sft", "reward", "rl")
+TRAINED = ("max_cv_tokens", "max_jd_tokens", "prompt_language", "lm_dtype")
 _SHOWN = 20  # seekers named in a report for each kind of problem
 
 
@@ -69,6 +86,65 @@ class GenerateConfig:
 def generator_folder(saved_folder: str, dataset: str, generator: str) -> Path:
     """Where the generator of a dataset lies: ``saved/NAME/sft``."""
     return Path(saved_folder) / dataset / generator
+
+
+def trained_with(files: DatasetFiles, config: GenerateConfig) -> dict[str, Any]:
+    """The settings that the generator of ``config`` was trained with and that generation has too; {} where unknown."""
+    if config.gen_model:
+        return {}
+    manifest = read_manifest(generator_folder(config.saved_folder, files.name, config.generator)) or {}
+    return {key: value for key, value in manifest.get("config", {}).items() if key in TRAINED}
+
+
+# ------------------------------------------------------------------------------------------------------------- checks
+
+
+def check_least(config: Any, **least: float) -> None:
+    """Raise ``ConfigError`` where a number of ``config`` is below its least value."""
+    for key, low in least.items():
+        if not getattr(config, key) >= low:  # NaN too
+            raise ConfigError(f"{key}: {getattr(config, key)}; at least {low} is required.")
+
+
+def check_language_model(config: Any) -> None:
+    """The settings that training and generation share."""
+    if config.lm_dtype not in llm.DTYPES:
+        raise ConfigError(f"lm_dtype: {config.lm_dtype!r} is unknown; known: {', '.join(llm.DTYPES)}.")
+    make_prompt(config.prompt_language)
+    check_least(config, max_cv_tokens=1, max_jd_tokens=1, temperature=0)
+    if not 0 < config.top_p <= 1:
+        raise ConfigError(f"top_p: {config.top_p} is not in (0, 1]; 1 samples from all tokens.")
+
+
+def cv_room(lm: llm.LanguageModel, prompt: Prompt, max_jd_tokens: int) -> int:
+    """The tokens that instruction and JD leave for a CV; ``ConfigError`` where that is none."""
+    room = lm.context - prompt.overhead(lm.tokenizer) - max_jd_tokens
+    if room < 1:
+        raise ConfigError(
+            f"max_jd_tokens: {max_jd_tokens} tokens of JD and {prompt.overhead(lm.tokenizer)} of instruction "
+            f"leave no room for a CV in the {lm.context} tokens that {lm.name} reads; lower max_jd_tokens."
+        )
+    return room
+
+
+def claim(folder: Path, settings: dict[str, Any], finished: int, of: str, command: str) -> None:
+    """Take the folder of unfinished work for ``settings``; refuse it if what is ``finished`` was made with others."""
+    marker = folder / "settings.json"
+    if not finished or not marker.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        with atomic_write(marker) as file:
+            json.dump(settings, file)
+        return
+    old, now = json.loads(marker.read_text(encoding="utf-8")), json.loads(json.dumps(settings))
+    changed = [
+        f"{key} was {old.get(key)}, now {now.get(key)}" for key in {**old, **now} if old.get(key) != now.get(key)
+    ]
+    if changed:
+        raise DataError(
+            f"{folder}: {finished} finished {of} of an unfinished run were made with other settings "
+            f"({'; '.join(changed)}) and are not mixed in. Run `{command}` with the old settings to finish it, or "
+            f"delete the folder to begin anew."
+        )
 
 
 # ------------------------------------------------------------------------------------------------ writing JDs for CVs
@@ -157,8 +233,8 @@ def generate(files: DatasetFiles, config: GenerateConfig) -> dict[str, Any]:
     in the way that another model, prompt or sampling made.
     """
     start = time.monotonic()
-    if config.gen_samples < 1:
-        raise ConfigError(f"gen_samples: {config.gen_samples} JDs a CV; at least 1 is required.")
+    check_language_model(config)
+    check_least(config, gen_samples=1, gen_batch_size=1, gen_shard_size=1)
     users = _seekers(files, config.gen_stages)
     docs = read_docs(files.udoc)
     missing = [user for user in users if user not in docs]
@@ -180,18 +256,13 @@ def generate(files: DatasetFiles, config: GenerateConfig) -> dict[str, Any]:
         if manifest["sha256"] == file_hash(path):
             return {**manifest["report"], "file": str(path), "reused": "all: the file was there already"}
         log.warning("%s was changed after it was written; it is written again", path)
-    room = lm.context - prompt.overhead(lm.tokenizer) - config.max_jd_tokens
-    if room < 1:
-        raise ConfigError(
-            f"max_jd_tokens: {config.max_jd_tokens} tokens of JD and {prompt.overhead(lm.tokenizer)} of instruction "
-            f"leave no room for a CV in the {lm.context} tokens that {lm.name} reads; lower max_jd_tokens."
-        )
+    room = cv_room(lm, prompt, config.max_jd_tokens)
     engine = LocalEngine(lm, config.max_jd_tokens, config.temperature, config.top_p, config.gen_batch_size)
     generator = JDGenerator(
         engine, lm.tokenizer, prompt, config.seed, config.gen_samples, min(config.max_cv_tokens, room)
     )  # fmt: skip
     folder = path.with_name(path.name + ".shards")
-    _claim(folder, settings)
+    claim(folder, settings, len(list(folder.glob("*.jsonl"))), "shards", "girl generate")
     distinct = list(dict.fromkeys(cvs.values()))
     shards = [distinct[i : i + config.gen_shard_size] for i in range(0, len(distinct), config.gen_shard_size)]
     reused = 0
@@ -255,7 +326,12 @@ def _load(files: DatasetFiles, config: GenerateConfig) -> tuple[llm.LanguageMode
     rebuild = f"girl sft {files.name} --generator={config.generator}"
     if not folder.exists():
         raise DataError(f"{folder}: no such generator. Run `{rebuild}`, or name a model with gen_model.")
-    require(folder, rebuild)
+    inputs = require(folder, rebuild)["inputs"]
+    stage = files.stage("sft")
+    if stage.name in inputs and stage.exists() and inputs[stage.name] != file_hash(stage):
+        raise DataError(
+            f"{folder}: trained on another {stage.name} than {stage}. Run `{rebuild}`, or put the old file back."
+        )
     lm = llm.load(str(folder), config.lm_dtype)
     prompt = make_prompt(config.prompt_language, lm.tokenizer)
     require(folder, rebuild, prompt=prompt.id, fingerprint=lm.fingerprint)
@@ -263,27 +339,6 @@ def _load(files: DatasetFiles, config: GenerateConfig) -> tuple[llm.LanguageMode
 
 
 # ------------------------------------------------------------------------------------------------------------- shards
-
-
-def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Take the folder of shards for these settings, or refuse it if its shards were made with others."""
-    marker = folder / "settings.json"
-    if not list(folder.glob("*.jsonl")):
-        shutil.rmtree(folder, ignore_errors=True)
-        with atomic_write(marker) as file:
-            json.dump(settings, file)
-        return
-    old = json.loads(marker.read_text(encoding="utf-8"))
-    if old == settings:
-        return
-    changed = "; ".join(
-        f"{key} was {old.get(key)}, now {settings[key]}" for key in settings if old.get(key) != settings[key]
-    )
-    count = len(list(folder.glob("*.jsonl")))
-    raise DataError(
-        f"{folder}: {count} finished shards of an unfinished run were made with other settings ({changed}) and are not "
-        f"mixed in. Run `girl generate` with the old settings to finish it, or delete the folder to begin anew."
-    )
 
 
 def _shard_name(cvs: Sequence[str]) -> str:

@@ -16,6 +16,10 @@ order of work, as far as the hardware adds up floats in the same order: on a CPU
 moves logits by about 1e-6, which moves a token where u_t is that close to a step of F. Greedy decoding is temperature
 0.
 
+No text is blank: where a stop token comes up while the text so far has no character but white space, the token is drawn
+again without the stop tokens, with the number at that place of the stream of ``key ^ 1``. All other texts are those
+that would be drawn without this rule.
+
 Padding is never trained or scored: labels are -100 by position, not by comparing ids with the pad token, and the pad
 token is one that differs from EOS (taken from the tokenizer's spare tokens, else added).
 """
@@ -245,7 +249,8 @@ def sample(
         cache.batch_repeat_interleave(n)
     logits, mask = logits.repeat_interleave(n, 0), mask.repeat_interleave(n, 0)
     position = positions[:, -1:].repeat_interleave(n, 0)
-    draws = torch.from_numpy(uniforms([key for row in keys for key in row], max_new_tokens)).to(lm.device)
+    flat = [key for row in keys for key in row]
+    draws = torch.from_numpy(uniforms(flat, max_new_tokens)).to(lm.device)
     stop = torch.tensor(lm.stop_ids, device=lm.device)
     rows = torch.arange(len(draws), device=lm.device)  # which sequence each row of the batch continues
     written = torch.full((len(draws), max_new_tokens), -1, device=lm.device)
@@ -254,6 +259,12 @@ def sample(
     for step in range(max_new_tokens):
         token = choose(logits, draws[rows, step], temperature, top_p)
         stops = torch.isin(token, stop) & alive
+        early = [i for i in stops.nonzero().squeeze(1).tolist() if _is_blank(lm, written[rows[i]])]
+        if early:
+            again = uniforms([flat[rows[i]] ^ 1 for i in early], step + 1)[:, step]
+            others = logits[early].index_fill(1, stop, -torch.inf)
+            token[early] = choose(others, torch.from_numpy(again).to(lm.device), temperature, top_p)
+            stops[early] = False
         ended[rows[stops]] = True
         alive = alive & ~stops
         written[rows[alive], step] = token[alive]
@@ -273,6 +284,12 @@ def sample(
     texts = [[token for token in row if token >= 0] for row in written.tolist()]
     done = [Sampled(text, end) for text, end in zip(texts, ended.tolist(), strict=True)]
     return [done[start : start + n] for start in range(0, len(done), n)]
+
+
+def _is_blank(lm: LanguageModel, written: torch.Tensor) -> bool:
+    return not lm.tokenizer.decode(
+        [token for token in written.tolist() if token >= 0], skip_special_tokens=True
+    ).strip()
 
 
 def choose(logits: torch.Tensor, draws: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:

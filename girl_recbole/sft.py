@@ -20,7 +20,8 @@ all their JD tokens, and the sample JDs in ``samples.jsonl``.
 
 Output: ``<saved_folder>/NAME/<generator>/``, a Hugging Face folder (adapter only with LoRA), with its manifest beside
 it. While training runs, checkpoints lie in ``<generator>.checkpoints/``; a run that was killed goes on from the last
-whole one when it is started again with the same settings.
+whole one when it is started again with the same settings. A generator that is there, of the same settings and inputs,
+is not trained again: delete its folder to do so.
 """
 
 from __future__ import annotations
@@ -44,14 +45,24 @@ import transformers
 from girl_recbole import llm, tiny_lm
 from girl_recbole.atomic import DatasetFiles, atomic_write, read_docs, read_interactions
 from girl_recbole.errors import ConfigError, DataError, some_of
-from girl_recbole.generate import JDGenerator, LocalEngine, generator_folder
+from girl_recbole.generate import (
+    JDGenerator,
+    LocalEngine,
+    check_language_model,
+    check_least,
+    claim,
+    cv_room,
+    generator_folder,
+)
 from girl_recbole.llm import IGNORED, LanguageModel
-from girl_recbole.manifest import file_hash, manifest_path, text_hash, write_manifest
+from girl_recbole.manifest import file_hash, manifest_path, read_manifest, text_hash, write_manifest
 from girl_recbole.prompts import Prompt, encode_text, make_prompt, parse_jd
 
 __all__ = ["SFTConfig", "encode_pairs", "sft_loss", "train"]
 
 log = logging.getLogger(__name__)
+
+_REPORTED = ("pairs", "held_out_pairs", "parameters", "train_loss", "eval_loss", "samples", "samples_structured")
 
 
 @dataclass(frozen=True)
@@ -154,7 +165,10 @@ def read_pairs(files: DatasetFiles) -> tuple[list[Pair], int]:
 
 
 def hold_out(pairs: list[Pair], share: float, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """(training, held-out) pairs. Whole CV texts are held out, chosen by their hash, so no text is on both sides."""
+    """(training, held-out) pairs. Whole CV texts are held out, chosen by their hash, so no CV is on both sides.
+
+    A JD may be: where several seekers match one job, the JDs of most held-out pairs are in training too.
+    """
     held = {cv for cv in {pair.cv for pair in pairs} if int(text_hash(str(seed), cv)[:12], 16) < share * 16**12}
     training = [pair for pair in pairs if pair.cv not in held]
     if share > 0 and (not held or not training):
@@ -169,6 +183,8 @@ def hold_out(pairs: list[Pair], share: float, seed: int) -> tuple[list[Pair], li
 def train(files: DatasetFiles, config: SFTConfig) -> dict[str, Any]:
     """Fine-tune on the matched pairs of ``NAME.sft.inter`` and save the generator. Returns a report.
 
+    ``eval_loss`` is that of all held-out pairs, ``eval_loss_unseen_jds`` of those whose JD is not in training either.
+
     Raises ``DataError`` for missing texts, and when checkpoints of a run with other data or settings are in the way.
     """
     start = time.monotonic()
@@ -176,10 +192,17 @@ def train(files: DatasetFiles, config: SFTConfig) -> dict[str, Any]:
     folder = generator_folder(config.saved_folder, files.name, config.generator)
     work = folder.with_name(folder.name + ".checkpoints")
     inputs = [files.stage("sft"), files.udoc, files.idoc]
+    hashes = {path.name: file_hash(path) for path in inputs if path.exists()}
+    settings = dataclasses.asdict(config)
+    recorded = (read_manifest(folder) if folder.exists() else None) or {}
+    if recorded.get("inputs") == hashes and recorded.get("config") == json.loads(json.dumps(settings)):
+        kept = {key: value for key, value in recorded.items() if key in _REPORTED}
+        said = "all: trained already with these settings on these files; delete the folder to train again"
+        return {"folder": str(folder), **kept, "reused": said}
     process = accelerate.PartialState()
     pairs, mismatched = read_pairs(files)
     if process.is_main_process:
-        _claim(work, text_hash(json.dumps(dataclasses.asdict(config), sort_keys=True), *map(file_hash, inputs)))
+        claim(work, settings | hashes, 1 if _last_checkpoint(work) else 0, "checkpoints", "girl sft")
     process.wait_for_everyone()
     training, held = hold_out(pairs, config.sft_eval_share, config.seed)
     lm = _base(config, training)
@@ -192,6 +215,8 @@ def train(files: DatasetFiles, config: SFTConfig) -> dict[str, Any]:
             f"{inputs[0]}: instruction and JD of all {len(training)} training pairs exceed {limits[1]} tokens; raise "
             f"max_sequence_tokens (the model reads {lm.context})."
         )
+    if config.sft_sample_jds:
+        cv_room(lm, prompt, config.max_jd_tokens)  # an error now, not after training
     if counts["pairs_too_long"]:
         log.warning("%d pairs left out: instruction and JD exceed %d tokens", counts["pairs_too_long"], limits[1])
     trainer = _fit(lm, examples, held_examples, config, work)
@@ -207,6 +232,8 @@ def train(files: DatasetFiles, config: SFTConfig) -> dict[str, Any]:
     base_fingerprint = lm.fingerprint
     lm = llm.load(str(partial), config.lm_dtype)  # what follows judges what was saved
     samples = _samples(lm, prompt, held, config)
+    known = {pair.jd for pair in training}
+    unseen, _ = encode_pairs([pair for pair in held if pair.jd not in known], prompt, lm.tokenizer, *limits)
     report = {
         "folder": str(folder),
         "pairs": len(examples),
@@ -218,6 +245,8 @@ def train(files: DatasetFiles, config: SFTConfig) -> dict[str, Any]:
         "trained_parameters": trained,
         "train_loss": next((line["loss"] for line in reversed(history) if "loss" in line), None),
         "eval_loss": mean_loss(lm, held_examples, config.sft_batch_size) if held_examples else None,
+        "eval_loss_unseen_jds": mean_loss(lm, unseen, config.sft_batch_size) if unseen else None,
+        "held_out_pairs_unseen_jds": len(unseen),
         "samples": len(samples),
         "samples_structured": sum(not line["problem"] for line in samples),
         "wall_time_s": round(time.monotonic() - start, 1),
@@ -253,26 +282,33 @@ def mean_loss(lm: LanguageModel, examples: list[dict[str, list[int]]], batch_siz
 
 
 def _check(config: SFTConfig) -> None:
+    check_language_model(config)
+    check_least(
+        config, max_sequence_tokens=1, lora_rank=0, sft_batch_size=1, sft_accumulation=1, sft_save_steps=1,
+        sft_sample_jds=0, sft_weight_decay=0,
+    )  # fmt: skip
+    for key in ("sft_epochs", "sft_learning_rate"):
+        if not getattr(config, key) > 0:
+            raise ConfigError(f"{key}: {getattr(config, key)}; more than 0 is required.")
+    for key in ("sft_warmup_ratio", "lora_dropout"):
+        if not 0 <= getattr(config, key) < 1:
+            raise ConfigError(f"{key}: {getattr(config, key)} is not in [0, 1).")
+    if config.lm_base == "tiny":
+        check_least(config, tiny_vocab_size=260, tiny_width=1, tiny_layers=1, tiny_heads=1, tiny_kv_heads=1)
+        if config.tiny_width % (2 * config.tiny_heads) or config.tiny_heads % config.tiny_kv_heads:
+            raise ConfigError(
+                f"tiny_width {config.tiny_width}, tiny_heads {config.tiny_heads}, tiny_kv_heads "
+                f"{config.tiny_kv_heads}: the width must be a multiple of twice the heads, and the heads a "
+                "multiple of the key-value heads."
+            )
+    elif config.lora_rank:
+        check_least(config, lora_alpha=1)
     if config.lm_dtype == "fp16" and not torch.cuda.is_available():
         raise ConfigError("lm_dtype: fp16 trains on a GPU only; set lm_dtype to fp32 or bf16.")
     if config.lm_base == "tiny" and config.lora_rank:
         raise ConfigError("lora_rank: the base `tiny` is trained from scratch, in full; set lora_rank to 0.")
     if not 0 <= config.sft_eval_share < 1:
         raise ConfigError(f"sft_eval_share: {config.sft_eval_share} is not in [0, 1).")
-
-
-def _claim(work: Path, run: str) -> None:
-    """Take the checkpoint folder for ``run``, or refuse it if another run left it."""
-    marker = work / "run"
-    if not marker.exists() or not _last_checkpoint(work):
-        shutil.rmtree(work, ignore_errors=True)
-        with atomic_write(marker) as file:
-            file.write(run)
-    elif marker.read_text(encoding="utf-8") != run:
-        raise DataError(
-            f"{work}: holds checkpoints of an unfinished run with other data or settings. Run `girl sft` with those to "
-            f"finish it, or delete the folder to begin anew."
-        )
 
 
 def _base(config: SFTConfig, training: list[Pair]) -> LanguageModel:
@@ -414,7 +450,8 @@ def _samples(lm: LanguageModel, prompt: Prompt, held: list[Pair], config: SFTCon
     if not seekers:
         return []
     engine = LocalEngine(lm, config.max_jd_tokens, config.temperature, config.top_p, config.sft_batch_size)
-    generator = JDGenerator(engine, lm.tokenizer, prompt, config.seed, 1, config.max_cv_tokens)
+    limit = min(config.max_cv_tokens, cv_room(lm, prompt, config.max_jd_tokens))
+    generator = JDGenerator(engine, lm.tokenizer, prompt, config.seed, 1, limit)
     lines = []
     for pair, written in zip(seekers, generator.write([pair.cv for pair in seekers]), strict=True):
         jd, ended = written.texts[0], written.ended[0]

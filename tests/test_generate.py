@@ -16,7 +16,15 @@ from girl_recbole import llm
 from girl_recbole.atomic import DatasetFiles, read_generated, write_docs, write_interactions, write_users
 from girl_recbole.config import make_config
 from girl_recbole.errors import ConfigError, DataError
-from girl_recbole.generate import Completion, GenerateConfig, JDGenerator, LocalEngine, generate, generator_folder
+from girl_recbole.generate import (
+    Completion,
+    GenerateConfig,
+    JDGenerator,
+    LocalEngine,
+    generate,
+    generator_folder,
+    trained_with,
+)
 from girl_recbole.manifest import read_manifest, text_hash, write_manifest
 from girl_recbole.prompts import make_prompt
 
@@ -150,7 +158,7 @@ def test_long_cvs_are_cut_counted_and_an_instruction_without_room_is_an_error(fi
 def test_errors_name_what_to_do(files, tmp_path):
     with pytest.raises(ConfigError, match="gen_stages: all; known: recommendation, sft, reward, rl"):
         generate(files, config(tmp_path, gen_stages="all"))
-    with pytest.raises(ConfigError, match="gen_samples: 0 JDs"):
+    with pytest.raises(ConfigError, match="gen_samples: 0; at least 1 is required"):
         generate(files, config(tmp_path, gen_samples=0))
     with pytest.raises(DataError, match=r"no such generator\. Run `girl sft toy --generator=ppo`"):
         generate(files, config(tmp_path, generator="ppo"))
@@ -159,6 +167,48 @@ def test_errors_name_what_to_do(files, tmp_path):
     write_docs(files.udoc, [("u3", "text")], "user")
     with pytest.raises(DataError, match=r"9 of 10 seekers have no CV \(u1, u2, u0 and 6 more\)"):
         generate(files, config(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "key, value, said",
+    [
+        ("top_p", 0.0, r"top_p: 0\.0 is not in \(0, 1\]"),
+        ("top_p", 1.1, r"top_p: 1\.1"),
+        ("temperature", -1.0, r"temperature: -1\.0; at least 0"),
+        ("temperature", float("nan"), "temperature: nan"),
+        ("gen_shard_size", 0, "gen_shard_size: 0; at least 1"),
+        ("gen_batch_size", 0, "gen_batch_size: 0"),
+        ("max_jd_tokens", 0, "max_jd_tokens: 0"),
+        ("lm_dtype", "fp61", "lm_dtype: 'fp61' is unknown; known: fp32, bf16, fp16"),
+        ("prompt_language", "xx", "prompt_language: 'xx' is unknown"),
+    ],
+)
+def test_settings_that_cannot_work(tmp_path, key, value, said):
+    with pytest.raises(ConfigError, match=said):  # before any file is read
+        generate(DatasetFiles(tmp_path, "none"), config(tmp_path, **{key: value}))
+
+
+def test_a_generator_of_another_sft_stage_is_refused(files, tmp_path):
+    folder = generator_folder(str(tmp_path / "saved"), "toy", "sft")
+    facts = {key: read_manifest(folder)[key] for key in ("prompt", "fingerprint")}
+    write_manifest(folder, "generator", config={}, inputs=[files.stage("sft")], **facts)
+    generate(files, config(tmp_path, gen_samples=1))
+    write_interactions(files.stage("sft"), pd.DataFrame({"user_id": ["u1"], "item_id": "j", "label": 1.0}))
+    with pytest.raises(DataError, match=r"trained on another toy\.sft\.inter than .* Run `girl sft toy"):
+        generate(files, config(tmp_path, gen_samples=1))
+    generate(files, config(tmp_path, generator="base", gen_model=str(folder), gen_samples=1))  # it claims no training
+
+
+def test_limits_of_the_training_serve_generation(files, tmp_path):
+    folder = generator_folder(str(tmp_path / "saved"), "toy", "sft")
+    trained = {"max_cv_tokens": 1024, "max_jd_tokens": 512, "prompt_language": "zh", "lm_dtype": "bf16", "seed": 5}
+    write_manifest(folder, "generator", config=trained)
+    assert trained_with(files, config(tmp_path)) == {key: trained[key] for key in trained if key != "seed"}
+    assert (
+        trained_with(files, config(tmp_path, gen_model="x"))
+        == trained_with(files, config(tmp_path, generator="y"))
+        == {}
+    )
 
 
 def test_a_generator_of_another_prompt_or_with_other_weights_is_refused(files, tmp_path):

@@ -229,6 +229,27 @@ def test_stops_at_eos_of_tokenizer_or_generation_config_and_leaves_it_out(folder
     assert stopped.ids == free.ids[: free.ids.index(stop)]
 
 
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_no_text_is_blank_and_texts_that_were_not_stay(folder, temperature):
+    """A third of all tokens stop; without the rule the first token of many keys would."""
+    lm = llm.load(str(folder))
+    keys = list(range(60))
+    free = _one(lm, PROMPTS[0], keys, max_new_tokens=6, temperature=temperature, top_p=1.0)
+    first = free[0].ids[0]
+    lm.model.generation_config.eos_token_id = sorted({first, *range(3, 200, 3)})
+    stop = set(lm.stop_ids)
+    stopped = _one(lm, PROMPTS[0], keys, max_new_tokens=6, temperature=temperature, top_p=1.0)
+    assert all(text.ids and not stop & set(text.ids) for text in stopped)
+    logits = lm.model(torch.tensor([PROMPTS[0]])).logits[:, -1].expand(len(keys), -1)
+    drawn = llm.choose(logits, torch.from_numpy(llm.uniforms(keys, 1)[:, 0]), temperature, 1.0).tolist()
+    assert sum(token in stop for token in drawn) > 10
+    for was, now, token in zip(free, stopped, drawn, strict=True):
+        if token not in stop and lm.tokenizer.decode([token], skip_special_tokens=True).strip():
+            assert now.ids == was.ids[: len(now.ids)]
+    alone = [_one(lm, PROMPTS[0], [key], max_new_tokens=6, temperature=temperature, top_p=1.0)[0] for key in keys[:20]]
+    assert alone == stopped[:20]
+
+
 def test_lora_config_reads_targets():
     assert llm.lora_config(4, 8, 0.1, "all-linear").target_modules == "all-linear"
     assert llm.lora_config(4, 8, 0.1, "q_proj, v_proj").target_modules == {"q_proj", "v_proj"}

@@ -164,6 +164,19 @@ def test_settings_that_cannot_work(tmp_path):
         sft.train(files, config(tmp_path, lora_rank=4))
     with pytest.raises(ConfigError, match=r"sft_eval_share: 1\.5"):
         sft.train(files, config(tmp_path, sft_eval_share=1.5))
+    for key, value in {
+        "sft_batch_size": 0,
+        "top_p": 0.0,
+        "lm_dtype": "fp61",
+        "sft_epochs": 0.0,
+        "lora_rank": -1,
+    }.items():
+        with pytest.raises(ConfigError, match=f"{key}: "):
+            sft.train(files, config(tmp_path, **{key: value}))
+    with pytest.raises(ConfigError, match="the width must be a multiple of twice the heads"):
+        sft.train(files, config(tmp_path, tiny_width=100, tiny_heads=6))
+    with pytest.raises(ConfigError, match="leave no room for a CV in the 128 tokens"):
+        sft.train(files, config(tmp_path, max_jd_tokens=127))
     with pytest.raises(ConfigError, match="'nobody/nothing' is no folder here"):
         sft.train(files, config(tmp_path, lm_base="nobody/nothing"))
     with pytest.raises(DataError, match=r"of all .* training pairs exceed 9 tokens"):
@@ -193,6 +206,23 @@ def test_the_embedded_generator_learns_to_write_the_right_jd_and_to_stop(trained
         assert line["jd"] == f"{trade} wanted. You do what a {trade} does and we pay well for it."
         assert line["ended"]  # generation stops by EOS, far from max_jd_tokens
     assert "by trade" not in (folder / "samples.jsonl").read_text()  # no CV in the file
+
+
+def test_a_finished_generator_is_not_trained_again(trained):
+    files, settings, report = trained
+    folder = generator_folder(settings.saved_folder, "toy", "sft")
+    stamp = (folder / "model.safetensors").stat().st_mtime_ns
+    again = sft.train(files, settings)
+    assert "delete the folder to train again" in again["reused"]
+    assert again["eval_loss"] == report["eval_loss"]
+    assert (folder / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_the_loss_on_unseen_jds_needs_some(trained):
+    """The four JDs are all in training."""
+    _, _, report = trained
+    assert report["held_out_pairs_unseen_jds"] == 0
+    assert report["eval_loss_unseen_jds"] is None
 
 
 def test_what_is_saved(trained):
@@ -234,7 +264,10 @@ def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(trained, tmp_path):
         process.wait()
     assert work.exists()
     (work / "checkpoint-9999").mkdir()  # as a kill in the middle of a save leaves it
-    with pytest.raises(DataError, match="checkpoints of an unfinished run with other data or settings"):
+    with pytest.raises(
+        DataError,
+        match=r"checkpoints .* other settings \(sft_learning_rate was 0\.005, now 0\.001\) and are not mixed in",
+    ):
         sft.train(files, config(tmp_path, sft_learning_rate=1e-3))
     report = sft.train(files, settings)
     assert report["eval_loss"] == pytest.approx(undisturbed["eval_loss"], rel=1e-3)
@@ -243,6 +276,11 @@ def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(trained, tmp_path):
 def test_lora_on_a_chat_model_saves_an_adapter_that_generates(tmp_path):
     """A Qwen2 with ChatML: the adapter is trained, the base is not, and the pair loads again as one model."""
     files = dataset(tmp_path, seekers=16)
+    write_docs(files.idoc, [(f"j{i}", f"{TRADES[i % 4]} wanted at place {i}") for i in range(16)], "item")
+    rows = pd.DataFrame(
+        {"user_id": [f"u{i}" for i in range(16)], "item_id": [f"j{i}" for i in range(16)], "label": 1.0}
+    )
+    write_interactions(files.stage("sft"), rows)
     base = tmp_path / "base"
     tokenizer = chat_tokenizer()
     tiny_model(tokenizer, "qwen2").save_pretrained(base)
@@ -258,6 +296,8 @@ def test_lora_on_a_chat_model_saves_an_adapter_that_generates(tmp_path):
     assert not (folder / "model.safetensors").exists()
     assert 0 < report["trained_parameters"] < 0.5 * report["parameters"]
     assert llm.load(str(base)).fingerprint == before
+    assert report["held_out_pairs_unseen_jds"] == report["held_out_pairs"] > 0  # each seeker has a job of his own
+    assert report["eval_loss_unseen_jds"] == report["eval_loss"]
     lm = llm.load(str(folder))
     assert lm.tokenizer.pad_token_id != lm.tokenizer.eos_token_id
     assert lm.stop_ids[0] == tokenizer.convert_tokens_to_ids("<|im_end|>")
