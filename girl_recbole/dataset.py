@@ -23,7 +23,7 @@ import numpy as np
 from recbole.data.dataset import Dataset
 from recbole.utils import FeatureSource, FeatureType
 
-from girl_recbole.atomic import DatasetFiles, read_interactions
+from girl_recbole.atomic import SPLITS, DatasetFiles, read_interactions
 from girl_recbole.config import make_config
 from girl_recbole.embed import EmbedConfig, StaleVectors, embed, load_vectors, read_texts
 from girl_recbole.errors import ConfigError, DataError, some_of
@@ -105,7 +105,7 @@ class GIRLDataset(Dataset):
         for name in self.benchmark_filename_list or ():
             path = self.files.path(f"{name}.inter")
             if not path.exists():
-                raise DataError(f"{path}: no such file. Run `girl split {token}`.")
+                raise DataError(f"{path}: no such file.{_split_command(token, name)}")
         super()._load_inter_feat(token, dataset_path)
 
     def _load_feat(self, filepath, source):
@@ -128,3 +128,11 @@ class GIRLDataset(Dataset):
             if not token:
                 self.field2bucketnum[name] = 2
         return frame
+
+
+def _split_command(dataset: str, name: str) -> str:
+    """What makes the part ``cold.train`` or ``cold-s1.train``; nothing for files that `girl split` does not make."""
+    rule, _, suffix = name.partition(".")[0].partition("-")
+    if rule not in SPLITS:
+        return ""
+    return f" Run `girl split {dataset} --split={rule}" + (f" --split_suffix={suffix}`." if suffix else "`.")

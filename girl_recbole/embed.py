@@ -213,12 +213,13 @@ def _check_generated(files: DatasetFiles, kind: str) -> None:
 
     A file without a manifest is a user's own: nothing says what it was made from, so it is taken with a warning.
     """
-    path, rebuild = _source(files, kind), _generate_command(files, kind)
+    path = _source(files, kind)
     if not path.exists():
-        raise DataError(f"{path}: no such file. Run `{rebuild}`.")
+        raise DataError(f"{path}: no such file. Run `{_generate_command(files, kind)}`.")
     manifest = read_manifest(path)
     if manifest is None:
         return _warn_of_unknown_origin(path)
+    rebuild = _generate_command(files, kind, manifest.get("settings", {}).get("samples", 1))
     if manifest.get("sha256") != file_hash(path):
         raise DataError(
             f"{path}: not the file that its manifest describes: it was changed after it was generated, or generating "

@@ -46,7 +46,8 @@ def test_every_pair_keeps_its_label_and_its_part(toy, tiny_encoder):
 def test_one_file_is_split_without_losing_a_pair(toy, tiny_encoder):
     for part in PARTS:
         toy.split("cold", part).unlink()
-    config = make_config(toy, tiny_encoder)
+    how = {"split": {"RS": [0.8, 0.1, 0.1]}, "group_by": "none", "order": "RO", "mode": "labeled"}
+    config = make_config(toy, tiny_encoder, eval_args=how)
     parts = create_dataset(config).build()
     frame = read_interactions(toy.inter)
     assert sorted(pair for part in parts for pair in _pairs(part)) == sorted(
@@ -147,5 +148,19 @@ def test_labels_other_than_0_and_1_and_missing_files_are_errors(toy, tiny_encode
     with pytest.raises(DataError, match=r"toy.cold.valid.inter: 1 of \d+ labels are neither 0 .* nor 1"):
         create_dataset(config)
     path.unlink()
-    with pytest.raises(DataError, match=r"toy.cold.valid.inter: no such file. Run `girl split toy`"):
+    with pytest.raises(DataError, match=r"toy.cold.valid.inter: no such file. Run `girl split toy --split=cold`"):
         create_dataset(config)
+    config["benchmark_filename"] = ["cold-s1.train", "cold-s1.valid", "cold-s1.test"]
+    with pytest.raises(DataError, match=r"no such file. Run `girl split toy --split=cold --split_suffix=s1`"):
+        create_dataset(config)
+    config["benchmark_filename"] = ["mine", "valid", "test"]
+    with pytest.raises(DataError, match=r"toy.mine.inter: no such file.$"):  # not a file that girl split writes
+        create_dataset(config)
+
+
+def test_a_first_run_embeds_only_the_samples_that_it_reads(toy, tiny_encoder):
+    dataset = create_dataset(make_config(toy, tiny_encoder))
+    one = dataset.vectors("gen.sft")
+    table = next(toy.folder.glob("vectors/*/gen.sft-*.ids"))
+    assert len(table.read_text().splitlines()) == 1 + 240
+    assert not np.array_equal(dataset.vectors("gen.sft", 2), one)

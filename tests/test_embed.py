@@ -434,7 +434,8 @@ def _vouch(files):
     """The manifest that `girl generate` writes beside NAME.sft.gdoc."""
     cvs, path = read_docs(files.udoc), files.gdoc("sft")
     source = text_hash(*(part for user in read_generated(path) for part in (user, cvs[user])))
-    write_manifest(path, "gdoc", config={}, inputs=[files.udoc], source=source, sha256=file_hash(path))
+    facts = {"source": source, "sha256": file_hash(path), "settings": {"samples": 2}}
+    write_manifest(path, "gdoc", config={}, inputs=[files.udoc], **facts)
 
 
 def test_jds_generated_from_other_cvs_are_refused(toy, config):
@@ -450,7 +451,9 @@ def test_jds_generated_from_other_cvs_are_refused(toy, config):
         ({user: cv for user, cv in docs.items() if user != "u7"}, r"1 seekers have no CV any more \(first: u7\)"),
     ]:
         write_docs(toy.udoc, changed.items(), "user")
-        message = rf"toy.sft.gdoc: stale: toy.udoc has changed .*: {what}. Run `girl generate toy --generator=sft`"
+        message = (
+            rf"toy.sft.gdoc: stale: toy.udoc has changed .*: {what}. Run `girl generate toy --generator=sft --n=2`"
+        )
         for reading in (
             lambda: load_vectors(toy, config, "gen.sft", ["u1"]),
             lambda: embed(toy, config, kinds=["gen.sft"]),

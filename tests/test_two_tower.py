@@ -325,6 +325,14 @@ def test_a_checkpoint_of_another_encoder_is_refused(toy, tiny_encoder):
     [
         ({"generated": "zero"}, "generated: 'zero' is unknown; known: real, zeros, shuffled, cv"),
         ({"mlp_hidden_sizes": []}, r"mlp_hidden_sizes: \[\]; a list of at least one positive int"),
+        ({"mlp_hidden_sizes": [True]}, r"mlp_hidden_sizes: \[True\]; a list"),
+        ({"mlp_hidden_sizes": 256}, "mlp_hidden_sizes: 256; a list"),
+        ({"generated": None}, "generated: 'none' is unknown; known: real, zeros, shuffled, cv"),
+        ({"dropout_prob": 1}, "dropout_prob: 1; a number of at least 0 and below 1"),
+        ({"dropout_prob": -0.1}, "dropout_prob: -0.1; a number"),
+        ({"dropout_prob": "half"}, "dropout_prob: 'half'; a number"),
+        ({"n_generated": 0}, "n_generated: 0 generated JDs a seeker; an int of at least 1"),
+        ({"n_generated": 1.5}, "n_generated: 1.5 generated JDs a seeker; an int"),
         ({"tune_encoder": "all"}, "tune_encoder: 'all' is unknown; known: none, full, lora"),
     ],
 )
@@ -356,6 +364,12 @@ def test_an_encoder_in_training_starts_from_the_frozen_vectors(toy, tiny_encoder
             torch.testing.assert_close(tuned.rows(kind, ids), expected, atol=3e-3, rtol=0)
             torch.testing.assert_close(tuned.rows(kind, ids[:2]), expected[:2], atol=3e-3, rtol=0)
         assert not expected[1].any()
+
+
+def test_adapters_of_the_encoder_are_not_those_of_the_language_model(toy, tiny_encoder):
+    settings = {"tune_encoder": "lora", "encoder_lora_rank": 3, "lora_rank": 5}
+    _, _, model = build(toy, tiny_encoder, "GIRLBaseMLP", **settings)
+    assert {len(value) for name, value in model.named_parameters() if "lora_A" in name} == {3}
 
 
 @pytest.mark.parametrize("mode, model", [("full", "GIRLEnhancedDot"), ("lora", "GIRLBaseMLP"), ("full", "GIRLBaseDot")])

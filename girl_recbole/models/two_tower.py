@@ -69,7 +69,8 @@ class _TwoTower(GeneralRecommender):
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.LABEL = config["LABEL_FIELD"]
-        self.generated = _one_of(config, "generated", ("real", "zeros", "shuffled", "cv"))
+        if self.uses_generated:
+            self.generated = _one_of(config, "generated", ("real", "zeros", "shuffled", "cv"))
         self.rows = self._build_rows(config, dataset)
         self._ddp_params_and_buffers_to_ignore = [f"rows.{name}" for name in self.rows.buffers_of_rows]
         self.register_buffer("platt", torch.tensor([1.0, 0.0]))
@@ -169,7 +170,7 @@ class _TwoTower(GeneralRecommender):
     def _build_rows(self, config, dataset) -> FrozenRows | TunedRows:
         mode = _one_of(config, "tune_encoder", ("none", "full", "lora"))
         source = {"cv": "cv", "jd": "jd", "gen": f"gen.{config['generator']}"}
-        samples = {"cv": 1, "jd": 1, "gen": config["n_generated"]}
+        samples = {"cv": 1, "jd": 1, "gen": _samples(config) if self.uses_generated else 1}
         if mode == "none":
             tables = {kind: dataset.vectors(source[kind], samples[kind]) for kind in self._kinds()}
             return FrozenRows(config["encoder"], tables)
@@ -177,9 +178,9 @@ class _TwoTower(GeneralRecommender):
             dataset.embed_config,
             {kind: dataset.texts(source[kind], samples[kind]) for kind in self._kinds()},
             mode=mode,
-            lora_rank=config["lora_rank"],
-            lora_alpha=config["lora_alpha"],
-            lora_dropout=config["lora_dropout"],
+            lora_rank=config["encoder_lora_rank"],
+            lora_alpha=config["encoder_lora_alpha"],
+            lora_dropout=config["encoder_lora_dropout"],
             device=config["device"],
         )
 
@@ -202,7 +203,7 @@ class _MLPPredictor(_TwoTower):
         super().__init__(config, dataset)
         width = self.rows.dimension
         parts = 3 if self.uses_generated else 2
-        self.mlp = _mlp([parts * width, *_sizes(config)], 1, config["dropout_prob"])
+        self.mlp = _mlp([parts * width, *_sizes(config)], 1, _dropout(config))
         nn.init.constant_(self.mlp[-1].bias, self._prior)
 
     def _score_pairs(self, users, items):
@@ -240,7 +241,7 @@ class _DotPredictor(_TwoTower):
         self.bias = nn.Parameter(torch.full((), self._prior))
         if self.has_mlp:
             parts = 2 if self.uses_generated else 1
-            self.mlp = _mlp([parts * width, *_sizes(config)], width, config["dropout_prob"])
+            self.mlp = _mlp([parts * width, *_sizes(config)], width, _dropout(config))
             self.register_buffer("dot_mean", torch.zeros(()))
             self.register_buffer("dot_spread", torch.full((), math.sqrt(width)))
         else:
@@ -317,14 +318,27 @@ class GIRLEnhancedDot(_DotPredictor):
 
 def _sizes(config) -> list[int]:
     sizes = config["mlp_hidden_sizes"]
-    if not isinstance(sizes, list) or not sizes or not all(isinstance(n, int) and n > 0 for n in sizes):
+    if not isinstance(sizes, list) or not sizes or not all(type(n) is int and n > 0 for n in sizes):
         raise ConfigError(f"mlp_hidden_sizes: {sizes!r}; a list of at least one positive int is required.")
     return sizes
 
 
+def _dropout(config) -> float:
+    share = config["dropout_prob"]
+    if type(share) not in (int, float) or not 0 <= share < 1:
+        raise ConfigError(f"dropout_prob: {share!r}; a number of at least 0 and below 1 is required.")
+    return share
+
+
+def _samples(config) -> int:
+    count = config["n_generated"]
+    if type(count) is not int or count < 1:
+        raise ConfigError(f"n_generated: {count!r} generated JDs a seeker; an int of at least 1 is required.")
+    return count
+
+
 def _one_of(config, key: str, known: tuple[str, ...]) -> str:
-    value = config[key]
-    value = known[0] if value is None else str(value)
+    value = "none" if config[key] is None else str(config[key])  # --key=none is read as None
     if value not in known:
         raise ConfigError(f"{key}: {value!r} is unknown; known: {', '.join(known)}.")
     return value
