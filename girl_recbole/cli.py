@@ -6,6 +6,7 @@ Every stage takes ``--key=value`` for the keys of its config, ``--config FILE`` 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import os
@@ -18,7 +19,7 @@ import typer
 
 from girl_recbole import __version__
 from girl_recbole.atomic import DatasetFiles
-from girl_recbole.config import make_config, parse_overrides, properties_file
+from girl_recbole.config import make_config, properties_file
 from girl_recbole.errors import ConfigError, GirlError
 
 __all__ = ["app", "main"]
@@ -40,7 +41,7 @@ _STAGES = {  # command: module, verb, config
 }
 _STAGE = {"allow_extra_args": True, "ignore_unknown_options": True}
 _Name = Annotated[str, typer.Argument(help="the dataset, a folder below the data path")]
-_DataPath = Annotated[Path, typer.Option(help="folder of the datasets")]
+_DataPath = Annotated[Path, typer.Option("--data-path", "--data_path", help="folder of the datasets")]
 _Config = Annotated[list[Path], typer.Option(help="property file(s), YAML; later ones win")]
 _Preset = Annotated[str, typer.Option(help="a shipped file of properties/generator/: tiny, qwen-0.5b-lora, ...")]
 
@@ -101,7 +102,7 @@ def generate(
     data_path: _DataPath = Path("dataset"),
     config: _Config = [],  # noqa: B006
 ):
-    """Write n JDs for every CV with a trained generator; resumes where it was stopped."""
+    """Write n JDs for every CV with a trained generator, within the limits of its training; resumes where it was stopped."""
     samples = {} if n is None else {"gen_samples": n}
     _run("generate", context, name, data_path, config, preset=f"generator/{preset}", overrides=samples)
 
@@ -177,13 +178,13 @@ def _run(stage: str, context: typer.Context, name: str, data_path: Path, config:
         folder = properties_file("overall.yaml").parent / Path(preset).parent
         shipped = sorted(path.stem for path in folder.glob("*.yaml"))
         raise ConfigError(f"--preset {Path(preset).name}: no such file; shipped: {', '.join(shipped)}.")
-    filled = make_config(
-        getattr(module, kind),
-        dataset=name,
-        preset=preset,
-        files=config,
-        overrides={**(overrides or {}), **parse_overrides(context.args)},
-    )
+    fill = functools.partial(
+        make_config, getattr(module, kind), dataset=name, preset=preset, files=config, overrides=overrides,
+        arguments=context.args, where=f"girl {stage} (its keys: girl keys {stage})",
+    )  # fmt: skip
+    filled = fill()
+    if stage == "generate":
+        filled = fill(recorded=module.trained_with(files, filled))
     _show(getattr(module, verb)(files, filled, **arguments))
 
 
@@ -201,22 +202,31 @@ def _show(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    console = Console(soft_wrap=True, highlight=False, markup=False)
     table = Table(show_header=False, box=None, pad_edge=False)
+    lists = []
     for key, value in _flat(report):
-        table.add_row(key, value)
-    Console(soft_wrap=True).print(table)
-
-
-def _flat(report: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for key, value in report.items():
-        if isinstance(value, dict):
-            rows += _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
-            for number, entry in enumerate(value):
-                rows += _flat(entry, f"{prefix}{key}[{number}].")
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            lists.append((key, value))
         else:
-            rows.append((f"{prefix}{key}", f"{value:.4g}" if isinstance(value, float) else str(value)))
+            table.add_row(key, _said(value))
+    console.print(table)
+    for key, entries in lists:
+        columns = list(dict.fromkeys(name for entry in entries for name in entry))
+        table = Table(*columns, title=key, title_justify="left", box=None, pad_edge=False)
+        for entry in entries:
+            table.add_row(*(_said(entry.get(name, "")) for name in columns))
+        console.print(table)
+
+
+def _said(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _flat(report: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in report.items():
+        rows += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
     return rows
 
 

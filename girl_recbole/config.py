@@ -89,19 +89,30 @@ def load_properties(path: Path) -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """A command-line value as a Python literal, or else as the plain string. ``__import__('os')`` is a string."""
+    """A command-line value as a Python literal, a list or mapping as YAML writes it (``[sft, rl]``), or else as the
+    plain string. ``__import__('os')`` is a string."""
     word = text.strip().lower()
     if word in _WORDS:
         return _WORDS[word]
     try:
         return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
-        return text
+        pass
+    if text.strip()[:1] in ("[", "{"):
+        try:
+            return yaml.load(text, Loader=_Loader)
+        except (yaml.YAMLError, ConfigError, ValueError, TypeError, RecursionError, AttributeError):
+            pass
+    return text
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     """``["--a=1", "--b", "x=y"]`` -> ``{"a": 1, "b": "x=y"}``. The last of a repeated key wins."""
-    overrides: dict[str, Any] = {}
+    return {key: parse_value(value) for key, value in _split_arguments(arguments).items()}
+
+
+def _split_arguments(arguments: Sequence[str]) -> dict[str, str]:
+    overrides: dict[str, str] = {}
     waiting = iter(arguments)
     for argument in waiting:
         if not argument.startswith("--") or argument == "--":
@@ -111,7 +122,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
             value = next(waiting, None)
             if value is None or value.startswith("--"):
                 raise ConfigError(f"--{key} has no value; write --{key}=VALUE.")
-        overrides[key.replace("-", "_")] = parse_value(value)
+        overrides[key.replace("-", "_")] = value
     return overrides
 
 
@@ -134,30 +145,41 @@ def make_config(
     dataset: str | None = None,
     preset: str | None = None,
     files: Iterable[Path] = (),
+    recorded: Mapping[str, Any] | None = None,
     overrides: Mapping[str, Any] | None = None,
+    arguments: Sequence[str] = (),
+    where: str | None = None,
 ) -> T:
     """Fill the dataclass ``kind`` from the property files, in the order that the module's docstring gives.
 
     ``preset`` is a shipped file such as ``generator/tiny``. Keys of other stages are allowed in files (one file can
     serve a whole pipeline) but not in ``overrides``; a key that no stage and no model knows is an error anywhere.
+    ``recorded`` are settings that an input was made with: they win over the shipped files and lose to the user's.
+    ``arguments`` are ``--key=value`` of a command line, read by the type of their key: ``--split_suffix=1`` is text.
+    ``where`` names the command in messages.
     """
+    where = where or kind.__name__
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     values = load_properties(properties_file("overall.yaml"))
     known = known_keys()
-    layers = [properties_file(f"{preset}.yaml")] if preset else []
+    shipped_layers = [properties_file(f"{preset}.yaml")] if preset else []
     shipped = properties_file(f"dataset/{dataset}.yaml")
-    layers += [shipped] if dataset and shipped.exists() else []
-    for path in [*layers, *map(Path, files)]:
-        layer = load_properties(path)
-        check_keys(layer, known, str(path))
-        values.update(layer)
-    if overrides:
-        check_keys(overrides, fields, kind.__name__)
-        values.update(overrides)
+    shipped_layers += [shipped] if dataset and shipped.exists() else []
+    hints = typing.get_type_hints(kind)
+    for paths, then in ((shipped_layers, recorded), (map(Path, files), overrides)):
+        for path in paths:
+            layer = load_properties(path)
+            check_keys(layer, known, str(path))
+            values.update(layer)
+        if then:
+            check_keys(then, fields, where)
+            values.update(then)
+    written = _split_arguments(arguments)
+    check_keys(written, fields, where)
+    values.update({name: _read_as(text, hints[name]) for name, text in written.items()})
     missing = [name for name in fields if name not in values]
     if missing:
-        raise ConfigError(f"{kind.__name__}: no value for {', '.join(missing)}.")
-    hints = typing.get_type_hints(kind)
+        raise ConfigError(f"{where}: no value for {', '.join(missing)}.")
     return kind(**{name: _typed(name, values[name], hints[name]) for name in fields})
 
 
@@ -177,6 +199,17 @@ def documented_keys(relative: str = "overall.yaml") -> list[tuple[str, str, str]
     return [match.groups() for line in lines if (match := re.match(r"(\w+): (.*?)\s+# (\(.*)", line))]  # type: ignore
 
 
+def _read_as(text: str, hint: Any) -> Any:
+    """The command-line value ``text`` for a key of type ``hint``: text where the key is text and nothing else fits."""
+    value = parse_value(text)
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if str not in options or isinstance(value, str):
+        return value
+    fits = any(option is not str and isinstance(value, typing.get_origin(option) or option) for option in options)
+    sequence = isinstance(value, list) and tuple in options
+    return value if fits or sequence else text
+
+
 def _typed(name: str, value: Any, hint: Any) -> Any:
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     for option in options:
@@ -188,7 +221,7 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
             return value
         elif option is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
-        elif option is tuple and isinstance(value, list):
-            return tuple(value)
+        elif option in (tuple, list) and isinstance(value, (tuple, list)):
+            return option(value)
     names = " or ".join(getattr(option, "__name__", str(option)) for option in options)
     raise ConfigError(f"{name}: {value!r} is a {type(value).__name__}; {names} is required.")

@@ -28,6 +28,7 @@ from girl_recbole.splits import SplitConfig
         ("1", 1), ("1e-3", 1e-3), ("-2.5", -2.5), ("true", True), ("False", False), ("null", None), ("None", None),
         ("[1, 2]", [1, 2]), ("{'a': 1}", {"a": 1}), ("warm", "warm"), ("1/2", "1/2"), ("a=b", "a=b"), ("", ""),
         ("s1", "s1"), ("3.10.1", "3.10.1"), ("'quoted'", "quoted"), ("[unclosed", "[unclosed"),
+        ("[sft, rl]", ["sft", "rl"]), ("{hired: 1, no: 0}", {"hired": 1, "no": 0}), ("[2023-99-99]", "[2023-99-99]"),
     ],
 )  # fmt: skip
 def test_parse_value(text, value):
@@ -64,6 +65,44 @@ def test_overrides():
                             (["--a", "--b=1"], "--a has no value")):  # fmt: skip
         with pytest.raises(ConfigError, match=said):
             parse_overrides(arguments)
+
+
+def test_a_command_line_is_read_by_the_types_of_its_keys():
+    @dataclass(frozen=True)
+    class Kind:
+        split_suffix: str
+        split_ratio: list
+        gen_stages: tuple | str
+        raw: str | None
+        seed: int
+
+    def read(*arguments):
+        return make_config(Kind, arguments=arguments)
+
+    assert read("--split_suffix=1").split_suffix == "1"
+    assert read("--split_suffix=true").split_suffix == "true"
+    assert read("--split_suffix='s 1'").split_suffix == "s 1"
+    assert read("--split_ratio=0.8,0.1,0.1").split_ratio == [0.8, 0.1, 0.1]
+    assert read("--gen_stages=[sft,rl]").gen_stages == ("sft", "rl")
+    assert read("--gen_stages=rl").gen_stages == "rl"
+    assert read("--raw=null").raw is None
+    assert read("--raw=2023").raw == "2023"
+    assert read("--seed=7").seed == 7
+    with pytest.raises(ConfigError, match=r"girl split: unknown key 'sed' - did you mean 'seed'"):
+        make_config(Kind, arguments=["--sed=7"], where="girl split")
+
+
+def test_recorded_settings_win_over_shipped_files_and_lose_to_the_users(tmp_path):
+    (tmp_path / "mine.yaml").write_text("split_suffix: mine\n")
+    recorded = {"split": "cold_strict", "split_suffix": "old", "split_seed": 4}
+    config = make_config(
+        SplitConfig,
+        dataset="resume-corpus",
+        files=[tmp_path / "mine.yaml"],
+        recorded=recorded,
+        arguments=["--split_seed=5"],
+    )
+    assert (config.split, config.split_suffix, config.split_seed) == ("cold_strict", "mine", 5)
 
 
 def test_unknown_keys_are_named_with_the_nearest():
