@@ -4,13 +4,16 @@ ECE           expected calibration error of predict()'s probabilities (`ece_bins
 PriorEntropy  LogLoss (nats) of always predicting the base rate of the evaluated labels: the line that LogLoss must
               beat. It depends on the labels alone, so it cannot be valid_metric
 LabeledGAUC   AUC within each user's labelled candidates, averaged over the users that have both classes, weighted by
-              their pairs. RecBole's own GAUC ranks all items and cannot stand beside AUC and LogLoss: another name
+              their pairs; NaN where no user has both. RecBole's own GAUC ranks all items and cannot stand beside AUC
+              and LogLoss: another name
 
 All three are value metrics, as RecBole's AUC and LogLoss. The functions themselves are in metrics.py. RecBole's
 collector keeps scores and labels only; ours keeps the user ids too, where a metric needs them.
 """
 
 from __future__ import annotations
+
+import logging
 
 import numpy as np
 import recbole.evaluator.collector as stock
@@ -22,6 +25,7 @@ from girl_recbole.metrics import ece, gauc, prior_entropy
 __all__ = ["ECE", "Collector", "LabeledGAUC", "PriorEntropy"]
 
 _USERS = "data.user"
+_log = logging.getLogger(__name__)
 
 
 class ECE(LossMetric):
@@ -49,10 +53,22 @@ class PriorEntropy(LossMetric):
 class LabeledGAUC(LossMetric):
     metric_need = ["rec.score", "data.label", _USERS]  # noqa: RUF012
 
+    def __init__(self, config):
+        super().__init__(config)
+        self._chooses = config["valid_metric"].partition("@")[0].lower() == "labeledgauc"
+        self._warned = False
+
     def calculate_metric(self, dataobject):
         scores, labels = (np.asarray(values, np.float64) for values in self.used_info(dataobject))
-        value = gauc(scores, labels, dataobject.get(_USERS).numpy())
-        return {"labeledgauc": round(value, self.decimal_place)}
+        users = dataobject.get(_USERS).numpy()
+        _, who = np.unique(users, return_inverse=True)
+        rate = np.bincount(who, weights=labels) / np.bincount(who)
+        if not self._chooses and not ((rate > 0) & (rate < 1)).any():
+            if not self._warned:
+                _log.warning("LabeledGAUC: no seeker has a matched and a mismatched pair, so it is not defined (NaN).")
+            self._warned = True
+            return {"labeledgauc": float("nan")}
+        return {"labeledgauc": round(gauc(scores, labels, users), self.decimal_place)}
 
 
 class Collector(stock.Collector):

@@ -9,15 +9,15 @@ labelled validation pairs are collected, (a, b) is fitted to them (calibration.p
 validation result that ``fit`` returns and every later evaluation use it. Under DDP every rank does this on the whole
 validation part, and comes to the same two numbers; rank 0 writes.
 
-What RecBole itself does with several ranks: each evaluates its own share of the rows (padded to equal length by
-repeating rows), and the ranks' metrics are averaged, weighted by their number of batches. A mean of AUCs of shares is
-not the AUC of the whole, so numbers for a table should come from one process.
+RecBole lets each of several ranks evaluate its own share of the rows (padded to equal length by repeating rows) and
+averages the ranks' metrics; but a mean of AUCs of shares is not the AUC of the whole. Where labelled pairs are
+evaluated, every rank here evaluates the whole part, and rank 0's numbers are everybody's: those of one process.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -38,9 +38,22 @@ class GIRLTrainer(Trainer):
     def fit(
         self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None
     ):  # fmt: skip
-        """As RecBole's fit; then calibrate. Returns the best validation score and result, calibrated."""
+        """As RecBole's fit; then calibrate. Returns the best validation score and result, calibrated.
+
+        With ``saved=False`` the best state is kept in memory, and the model has it in the end.
+        """
         self._set_platt(1.0, 0.0)
-        score, result = super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
+        best = {}
+
+        def after_validation(epoch, score):
+            if not saved and self.cur_step == 0:  # the best so far
+                best.update({name: value.detach().clone() for name, value in self.model.state_dict().items()})
+            if callback_fn:
+                callback_fn(epoch, score)
+
+        score, result = super().fit(train_data, valid_data, verbose, saved, show_progress, after_validation)
+        if best:
+            self.model.load_state_dict(best)
         if not self.config["calibrate"] or not valid_data:
             return score, result
         if self.config["LABEL_FIELD"] not in valid_data._dataset.inter_feat:
@@ -67,22 +80,53 @@ class GIRLTrainer(Trainer):
             self.logger.info(f"calibrated on {len(labels)} validation pairs: sigmoid({a:.4f} * logit + {b:.4f})")
         return score, result
 
+    def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
+        """As RecBole's evaluate; with several ranks, labelled pairs are evaluated as a whole by each."""
+        self._whole = False
+        if eval_data and not self.config["single_spec"] and eval_data.neg_sample_args["distribution"] == "none":
+            self._whole, eval_data = True, _WholePart(eval_data, self.config["eval_batch_size"])
+        return super().evaluate(eval_data, load_best_model, model_file, show_progress)
+
+    def _map_reduce(self, result, num_sample):
+        if not self._whole:
+            return super()._map_reduce(result, num_sample)
+        agreed = [result]
+        torch.distributed.broadcast_object_list(agreed, src=0, device=self.device)
+        return agreed[0]
+
     def _set_platt(self, a: float, b: float) -> None:
         with torch.no_grad():
             self.model.platt.copy_(torch.tensor([a, b]))
+
+
+class _WholePart:
+    """All labelled pairs of the part that ``loader`` reads, in the form and the order of one process's loader."""
+
+    def __init__(self, loader, step: int) -> None:
+        self._loader, self._dataset, self._step = loader, loader._dataset, step
+
+    def __len__(self) -> int:
+        return -(-len(self._dataset) // self._step)
+
+    def __iter__(self):
+        for batch in _batches(self._loader, self._step):
+            yield batch, None, None, None
+
+
+def _batches(loader, step: int) -> Iterator:
+    """The pairs of the part that ``loader`` reads, ``step`` at a time."""
+    dataset = loader._dataset
+    for start in range(0, len(dataset), step):
+        yield loader.transform(dataset, dataset.join(dataset.inter_feat[start : start + step]))
 
 
 @torch.no_grad()
 def validation_logits(model, data, config) -> tuple[np.ndarray, np.ndarray]:
     """Logits and labels, float64 (N,), of all labelled pairs of the part that the loader ``data`` reads."""
     model.eval()
-    dataset = data._dataset
-    pairs, step = dataset.inter_feat, config["eval_batch_size"]
-    logits = []
-    for start in range(0, len(pairs), step):
-        batch = data.transform(dataset, dataset.join(pairs[start : start + step]))
-        logits.append(model.logits(batch.to(config["device"])).reshape(-1).double().cpu())
-    return torch.cat(logits).numpy(), pairs[config["LABEL_FIELD"]].double().numpy()
+    batches = _batches(data, config["eval_batch_size"])
+    logits = [model.logits(batch.to(config["device"])).reshape(-1).double().cpu() for batch in batches]
+    return torch.cat(logits).numpy(), data._dataset.inter_feat[config["LABEL_FIELD"]].double().numpy()
 
 
 def drop_mismatched(config, parts: Sequence) -> None:

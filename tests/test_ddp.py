@@ -49,14 +49,23 @@ def test_our_command_with_batch_statistics_and_calibration(market, tmp_path):
             deep = run_experiment("DeepFM", "tiny", overrides={{**settings, "epochs": 1}}, nproc=2)
             tiny = run_experiment(tiny_models.TinyDDP, "tiny", overrides=settings, nproc=2)
             state = load_checkpoint(tiny["checkpoint"])
-            print(json.dumps([deep["nproc"], deep["test"], tiny["test"], tiny["prior"],
+
+            from recbole.data import create_dataset, data_preparation
+            from recbole.utils import get_trainer
+            config = state["config"]
+            loaders = data_preparation(config, create_dataset(config))
+            net = tiny_models.TinyDDP(config, loaders[0]._dataset)
+            trainer = get_trainer(None, "TinyDDP")(config, net)
+            alone = [trainer.evaluate(part, model_file=tiny["checkpoint"]) for part in loaders[1:]]
+            print(json.dumps([deep["nproc"], deep["test"], [tiny["valid"], tiny["test"]], alone, tiny["prior"],
                               state["state_dict"]["platt"].tolist()]))
     """
     done = run_python(code, tmp_path)
     assert done.returncode == 0, done.stderr
-    nproc, deep, tiny, prior, platt = json.loads(done.stdout.splitlines()[-1])
+    nproc, deep, tiny, alone, prior, platt = json.loads(done.stdout.splitlines()[-1])
     assert nproc == 2
-    assert set(deep) == set(tiny) == {"auc", "logloss", "ece", "priorentropy", "labeledgauc"}
+    assert tiny == alone  # one process evaluating the same checkpoint, to the last digit
+    assert set(deep) == set(tiny[1]) == {"auc", "logloss", "ece", "priorentropy", "labeledgauc"}
     assert platt != [1, 0]
     assert prior["auc"] == 0.5
     assert len(Path("results.jsonl").read_text().splitlines()) == 2

@@ -128,6 +128,42 @@ def test_the_reported_result_is_that_of_the_checkpoint(market):
         del datasets.TinyLogitsDataset
 
 
+def test_fit_without_saving_gives_the_best_epoch(market):
+    """Tuning trains with saved=False: the same score as with a checkpoint, and the model has the best state."""
+    from recbole.data import create_dataset, data_preparation
+
+    from girl_recbole.recbole_config import Config
+    from girl_recbole.trainer import GIRLTrainer
+
+    said = []
+    for calibrate, saved in ((False, True), (False, False), (True, True), (True, False)):
+        settings = {**LABELED, "epochs": 12, "learning_rate": 1.0, "valid_metric": "LogLoss", "calibrate": calibrate}
+        config = Config(TinyLogits, "tiny", None, settings, arguments=())
+        train, valid, _ = data_preparation(config, create_dataset(config))
+        torch.manual_seed(1)
+        trainer = GIRLTrainer(config, TinyLogits(config, train._dataset))
+        scores = []
+        result = trainer.fit(train, valid, verbose=False, saved=saved, callback_fn=lambda _, s, to=scores: to.append(s))
+        said.append((result, scores))
+        assert min(scores) < scores[-1]
+        assert calibrate or result[0] == min(scores)
+        assert trainer.evaluate(valid, load_best_model=saved) == result[1]
+    assert said[0] == said[1]
+    assert said[2] == said[3]
+
+
+def test_one_pair_a_seeker_has_no_gauc_and_says_so_once(market, caplog):
+    for part in ("train", "valid", "test"):
+        rows = read_interactions(market.split("warm", part))
+        write_interactions(market.split("warm", part), rows.drop_duplicates("user_id"))
+    row = run_experiment(TinyLogits, "tiny", overrides={**LABELED, "state": "warning"})
+    assert row["test"]["labeledgauc"] is None
+    assert 0 <= row["test"]["auc"] <= 1
+    assert caplog.text.count("LabeledGAUC: no seeker has") == 1
+    with pytest.raises(DataError, match="none of the 15 seekers has both"):
+        run_experiment(TinyLogits, "tiny", overrides={**LABELED, "valid_metric": "LabeledGAUC"})
+
+
 def _load(checkpoint):
     from girl_recbole.compat import load_checkpoint
 
