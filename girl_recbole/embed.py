@@ -432,7 +432,7 @@ def _read_matrix(folder: Path, kind: str, manifest: dict) -> _Matrix | None:
     try:
         vectors = np.load(matrix_path, mmap_mode="r")
         table = read_table(table_path, required=("text_hash", "truncated"))
-    except (ValueError, OSError, DataError):  # cut short by a copy
+    except (ValueError, OSError):  # cut short by a copy; a DataError is a ValueError
         return None
     if len(vectors) != len(table) or len(table) != manifest["rows"]:
         return None

