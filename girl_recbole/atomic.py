@@ -21,8 +21,10 @@ Every write goes to a file beside the target, is synced, and is renamed, so that
 
 from __future__ import annotations
 
+import glob
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,10 +113,13 @@ class DatasetFiles:
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
     """Open a temporary file beside ``path``; on success sync it and rename it to ``path``, on any error remove it.
 
+    What a killed process left of an earlier try (untouched for ten minutes, its process gone) is removed.
+
     Text mode is strict UTF-8 and writes newlines as they are. A full disk raises ``OSError`` and leaves the old file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     try:
@@ -299,6 +304,18 @@ def write_generated(path: Path, generated: Iterable[tuple[str, int, str]]) -> in
 
 
 # --------------------------------------------------------------------------------------------------------- details
+
+
+def _sweep(path: Path) -> None:
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        process = left.name.split(".")[-2]
+        try:
+            if process.isdigit() and time.time() - left.stat().st_mtime > 600:  # a live one of another machine writes
+                os.kill(int(process), 0)
+        except (ProcessLookupError, OverflowError):
+            left.unlink(missing_ok=True)
+        except OSError:  # it lives, or another process has removed the file
+            continue
 
 
 def _header(path: Path) -> tuple[list[str], list[str]]:

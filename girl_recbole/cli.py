@@ -102,7 +102,7 @@ def generate(
     data_path: _DataPath = Path("dataset"),
     config: _Config = [],  # noqa: B006
 ):
-    """Write n JDs for every CV with a trained generator, within the limits of its training; resumes where it was stopped."""
+    """Write n JDs for every CV with a trained generator, by the limits of its training; resumes where it stopped."""
     samples = {} if n is None else {"gen_samples": n}
     _run("generate", context, name, data_path, config, preset=f"generator/{preset}", overrides=samples)
 

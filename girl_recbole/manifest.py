@@ -67,13 +67,14 @@ def write_manifest(
 ) -> dict[str, Any]:
     """Write and return the manifest of ``path``: to be called last, when the artefact is whole.
 
-    ``inputs`` are hashed by content under their file names; ``facts`` are counts, hashes or settings of this kind.
+    ``inputs`` are hashed by content under their file names (with their folders where names are equal); ``facts``
+    are counts, hashes or settings of this kind.
     """
     manifest = {
         "kind": kind,
         "config": dict(config),
         "seed": seed,
-        "inputs": {Path(file).name: file_hash(file) for file in inputs},
+        "inputs": {name: file_hash(file) for name, file in _named(inputs).items()},
         "wall_time_s": None if wall_time_s is None else round(wall_time_s, 3),
         "versions": _versions(),
         **facts,
@@ -108,6 +109,12 @@ def require(path: Path, rebuild: str, **expected: Any) -> dict[str, Any]:
         details = "; ".join(f"{key} was {_short(manifest.get(key))}, now {_short(expected[key])}" for key in differing)
         raise DataError(f"{path}: made from something else: {details}. Run `{rebuild}`.")
     return manifest
+
+
+def _named(paths: Iterable[Path]) -> dict[str, Path]:
+    paths = list(map(Path, paths))
+    names = [path.name for path in paths]
+    return {path.name if names.count(path.name) == 1 else str(path): path for path in paths}
 
 
 def _short(value: Any) -> str:

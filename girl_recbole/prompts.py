@@ -151,6 +151,8 @@ class JobDescription:
 
 _LABEL = re.compile(r"^\W*(job title|position|title|role|职位名称|职位|岗位名称|岗位)\s*[:：]\s*", re.IGNORECASE)
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+")  # a CJK character counts as a word
+# a stop before white space, not that of an abbreviation ("Sr. Node.js Developer"), or a stop of Chinese or Japanese
+_SENTENCE = re.compile(r"(?<=[.!?])(?<!\b[SJDM][rst]\.)(?<!\bNo\.)\s+|(?<=[。！？])\s*")
 _MAX_TITLE_WORDS, _MIN_BODY_WORDS, _MIN_DISTINCT = 24, 10, 0.25
 
 
@@ -165,7 +167,7 @@ def parse_jd(text: str) -> JobDescription:
         return JobDescription("", "", "empty")
     title, body = lines[0], "\n".join(lines[1:])
     if not body:
-        pieces = re.split(r"(?<=[.!?。！？])\s*", lines[0], maxsplit=1)
+        pieces = _SENTENCE.split(lines[0], maxsplit=1)
         title, body = pieces[0], pieces[1] if len(pieces) > 1 else ""
     title = _LABEL.sub("", title).strip(" #*-–—.:：。")
     title_words, words = len(_WORD.findall(title)), [word.lower() for word in _WORD.findall(body)]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -121,6 +125,20 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         write_docs(path, rows(), "user")
     assert read_docs(path) == {"u1": "old"}
     assert [p.name for p in tmp_path.iterdir()] == ["a.udoc"]
+
+
+def test_what_a_killed_process_left_goes(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    names = {"dead": f".a.user.{process.pid}.partial", "new": f".a.user.{process.pid}0.partial",
+             "alive": f".a.user.{os.getppid()}.partial", "other": f".b.a.user.{process.pid}.partial"}  # fmt: skip
+    for name in names.values():
+        (tmp_path / name).write_text("half")
+        if name != names["new"]:
+            os.utime(tmp_path / name, (0, 0))
+    write_users(tmp_path / "a.user", ["u1"])
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"a.user", names["new"], names["alive"], names["other"]}
 
 
 # ---------------------------------------------------------------------------------------------------------- bad input

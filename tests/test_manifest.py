@@ -35,6 +35,17 @@ def test_round_trip(tmp_path):
     assert require(artefact, "girl generate toy", kind="generate", config={"n": 2}, seed=7) == found
 
 
+def test_inputs_of_one_name_in_two_folders_are_both_there(tmp_path):
+    files = [tmp_path / name for name in ("a/data.csv", "b/data.csv", "b/other.csv")]
+    for number, file in enumerate(files):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(str(number))
+    inputs = write_manifest(tmp_path / "x", "prepare", config={}, inputs=files)["inputs"]
+    assert inputs == {
+        str(files[0]): file_hash(files[0]), str(files[1]): file_hash(files[1]), "other.csv": file_hash(files[2]),
+    }  # fmt: skip
+
+
 def test_require_says_what_differs(tmp_path):
     artefact = tmp_path / "x.gdoc"
     with pytest.raises(DataError, match=r"no manifest beside it, so it may be unfinished. Run `girl generate toy`"):

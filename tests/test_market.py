@@ -366,5 +366,8 @@ def test_sizes_scale_with_the_recommendation_stage():
     half = sizes_for(1000, None)
     assert (half["market_rec_seekers"], half["market_rec_jobs"], half["market_sft_pairs"]) == (1000, 500, 4000)
     assert sizes_for(None, 500)["market_rec_seekers"] == 2000
+    with pytest.raises(ConfigError, match="5 seekers and 5 jobs leave a stage without a pair; at least about 8"):
+        sizes_for(5, 5)
+    sizes_for(8, 8)
     tiny = sizes_for(60, 40)
     assert tiny["market_rec_pairs"] == 120  # 5 % of 60 x 40, not 360

@@ -120,6 +120,8 @@ JD = "Senior Nurse at a hospital group. You plan care, watch wounds and train ne
         ("Nurse\nGood pay.", "Nurse", "no body"),
         ("Nurse\n" + "the wound " * 30, "Nurse", "repeats itself"),
         ("word " * 40 + ". " + JD, ("word " * 40).strip(), "no title"),
+        ("Sr. Node.js Developer. " + JD, "Sr. Node.js Developer", ""),
+        ("护士长。" + JD, "护士长", ""),
         ("!!!\n" + JD, "!!!", "no title"),
     ],
 )

@@ -79,7 +79,8 @@ def sizes_for(seekers: int | None, jobs: int | None) -> dict[str, int]:
     """The ``market_*`` sizes of a market with ``seekers`` and ``jobs`` in its recommendation stage.
 
     The other stages and the pairs grow in proportion to the shipped sizes; jobs follow the seekers when not given. A
-    very small market has fewer pairs, as not more than a share of all possible ones can be applications.
+    very small market has fewer pairs, as not more than a share of all possible ones can be applications; one that has
+    no room for a pair in each stage is a ``ConfigError``.
     """
     shipped = {key: int(value) for key, value, _ in documented_keys() if key.startswith("market_") and value.isdigit()}
     by_seekers = 1.0 if seekers is None else seekers / shipped["market_rec_seekers"]
@@ -88,7 +89,14 @@ def sizes_for(seekers: int | None, jobs: int | None) -> dict[str, int]:
     sizes = {key: max(1, round(value * scale[key.rpartition("_")[2]])) for key, value in shipped.items()}
     for stage in _PAIRED:
         most = int(_DENSEST * sizes[f"market_{stage}_seekers"] * sizes[f"market_{stage}_jobs"])
-        sizes[f"market_{stage}_pairs"] = max(1, min(sizes[f"market_{stage}_pairs"], most))
+        sizes[f"market_{stage}_pairs"] = min(sizes[f"market_{stage}_pairs"], most)
+    if min(sizes[f"market_{stage}_pairs"] for stage in _PAIRED) < 1:
+        rooms = (shipped[f"market_{stage}_seekers"] * shipped[f"market_{stage}_jobs"] for stage in _PAIRED)
+        room = _DENSEST * min(rooms) / (shipped["market_rec_seekers"] * shipped["market_rec_jobs"])
+        raise ConfigError(
+            f"--seekers, --jobs: {sizes['market_rec_seekers']} seekers and {sizes['market_rec_jobs']} jobs leave a "
+            f"stage without a pair; at least about {int(room**-0.5) + 1} seekers and as many jobs are needed."
+        )
     return sizes
 
 
@@ -157,15 +165,15 @@ class _Market:
 def _check(config: MarketConfig) -> None:
     small = [f.name for f in fields(config) if f.type == "int" and f.name != "seed" and getattr(config, f.name) < 1]
     if small:
-        raise ConfigError(f"MarketConfig: {', '.join(small)} must be at least 1.")
+        raise ConfigError(f"{', '.join(small)} must be at least 1.")
     for name, low, high in (("market_carry_over", 0, 0.9), ("market_match_rate", 0.01, 0.99)):
         if not low <= getattr(config, name) <= high:
-            raise ConfigError(f"MarketConfig: {name} is {getattr(config, name)}; {low} to {high} is required.")
+            raise ConfigError(f"{name} is {getattr(config, name)}; {low} to {high} is required.")
     for stage in _PAIRED:
         pairs, seekers, jobs = (getattr(config, f"market_{stage}_{kind}") for kind in ("pairs", "seekers", "jobs"))
         if pairs > _DENSEST * seekers * jobs:
             raise ConfigError(
-                f"MarketConfig: market_{stage}_pairs is {pairs}, more than 5 % of {seekers} seekers x {jobs} jobs; "
+                f"market_{stage}_pairs is {pairs}, more than 5 % of {seekers} seekers x {jobs} jobs; "
                 f"raise market_{stage}_seekers or market_{stage}_jobs."
             )
 
@@ -261,7 +269,7 @@ def _stage(rng, market: _Market, stage: str, config: MarketConfig, intercept: fl
             break
     else:
         raise ConfigError(
-            f"MarketConfig: only {count} of {wanted} pairs of stage {stage} after {_ROUNDS} rounds of applications; "
+            f"only {count} of {wanted} pairs of stage {stage} after {_ROUNDS} rounds of applications; "
             f"raise market_{stage}_seekers or market_{stage}_jobs."
         )
     everything = pd.concat(kept, ignore_index=True).iloc[:wanted]
