@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import re
 import types
 import typing
@@ -19,7 +18,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from girl_recbole.errors import ConfigError
+from girl_recbole.errors import ConfigError, suggest
 
 __all__ = [
     "check_keys",
@@ -132,11 +131,7 @@ def check_keys(given: Iterable[str], known: Iterable[str], where: str) -> None:
     unknown = [key for key in given if key not in known]
     if not unknown:
         return
-    said = []
-    for key in unknown:
-        near = difflib.get_close_matches(key, known, n=1)
-        said.append(f"unknown key {key!r}" + (f" - did you mean {near[0]!r}?" if near else ""))
-    raise ConfigError(f"{where}: " + "; ".join(said))
+    raise ConfigError(f"{where}: " + "; ".join(f"unknown key {key!r}{suggest(key, known)}" for key in unknown))
 
 
 def make_config(

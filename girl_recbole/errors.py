@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Sized
 
-__all__ = ["ConfigError", "DataError", "GirlError", "some_of"]
+__all__ = ["ConfigError", "DataError", "GirlError", "some_of", "suggest"]
 
 
 class GirlError(Exception):
@@ -24,3 +25,10 @@ def some_of(ids: Iterable, limit: int = 3) -> str:
     ids = ids if isinstance(ids, Sized) else list(ids)
     shown = ", ".join(str(i) for _, i in zip(range(limit), ids, strict=False))
     return shown if len(ids) <= limit else f"{shown} and {len(ids) - limit} more"
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """`` - did you mean 'the nearest'?``, whatever its case; nothing where none is near."""
+    by_lower = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0.5)
+    return f" - did you mean {by_lower[near[0]]!r}?" if near else ""

@@ -10,6 +10,7 @@ Where it differs from the stock class:
   repeated key wins, and it leaves alone whatever else the host program (pytest, a Ray worker) was started with;
   ``arguments=[...]`` replaces the command line of the process;
 * files are read by the safe YAML loader, and a key given twice in one file is an error;
+* ``[AUC,LogLoss]``, without quotes, is a list for the keys that are lists; a value of ours of a wrong type is an error;
 * models of ours use the dataset ``dataset`` of overall.yaml when none is named; an unknown model or metric is an error
   with a suggestion;
 * ``split: warm | cold | cold_strict`` (or a further draw, such as ``cold-s1``) selects the files
@@ -26,11 +27,12 @@ Where it differs from the stock class:
 from __future__ import annotations
 
 import copy
-import difflib
+import functools
 import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +41,11 @@ import torch
 import yaml
 from recbole.config.configurator import Config as StockConfig
 from recbole.evaluator.register import metric_types
-from recbole.utils import get_model
+from recbole.utils import argument_list, get_model
 
 from girl_recbole.atomic import PARTS, SPLITS, DatasetFiles
-from girl_recbole.config import check_keys, known_keys, load_properties, parse_value, properties_file
-from girl_recbole.errors import ConfigError, DataError
+from girl_recbole.config import check_keys, documented_keys, known_keys, load_properties, parse_value, properties_file
+from girl_recbole.errors import ConfigError, DataError, suggest
 from girl_recbole.manifest import cached_file_hash, read_manifest
 from girl_recbole.plugin import MODELS
 from girl_recbole.shipped import locate, shipped_folder
@@ -84,6 +86,12 @@ class Config(StockConfig):
         found = (_ARGUMENT.fullmatch(argument) for argument in self._arguments)
         return {match[1]: parse_value(match[2]) for match in found if match}
 
+    def _get_final_config_dict(self):
+        for key, value in self.external_config_dict.items():
+            if isinstance(self.internal_config_dict.get(key), list):
+                self.external_config_dict[key] = _as_list(value)
+        return super()._get_final_config_dict()
+
     # ------------------------------------------------------------------------------------------------- defaults
 
     def _get_model_and_dataset(self, model, dataset):
@@ -111,6 +119,7 @@ class Config(StockConfig):
                 self.internal_config_dict.update(load_properties(path))
 
     def _set_default_parameters(self):
+        self._check_types()
         self._check_metrics()
         self._check_saving()
         super()._set_default_parameters()
@@ -123,6 +132,17 @@ class Config(StockConfig):
             if final["benchmark_filename"] and not self._given("load_col"):
                 columns = _columns(files.split(final["split"], "train"))
                 final["load_col"] = {**(final["load_col"] or {}), "inter": columns}
+
+    def _check_types(self):
+        """What the user gives of our own keys has one of the types that our property files say."""
+        said = {key: text for key, text in _said("overall.yaml").items() if key in _run_keys()}
+        said |= _said(f"model/{self.model}.yaml") if self.model in MODELS else {}
+        for key, value in self.external_config_dict.items():
+            kinds = said.get(key, "any").split(" or ")
+            if key == "metrics" and isinstance(value, str):  # RecBole's short form of a list of one
+                continue
+            if not any(_fits(value, kind) for kind in kinds):
+                raise ConfigError(f"{key}: {value!r} is a {type(value).__name__}; {' or '.join(kinds)} is required.")
 
     def _check_saving(self):
         asked = [key for key in _SAVING if self.final_config_dict.get(key)]
@@ -137,8 +157,7 @@ class Config(StockConfig):
         metrics = [metrics] if isinstance(metrics, str) else metrics
         for metric in metrics:
             if metric.lower() not in metric_types:
-                near = difflib.get_close_matches(metric.lower(), metric_types, n=1)
-                suggestion = f" - did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(metric_types))}."
+                suggestion = suggest(metric, metric_types) or f"; known: {', '.join(sorted(metric_types))}."
                 raise ConfigError(f"metrics: unknown metric {metric!r}{suggestion}")
         valid = str(self.final_config_dict["valid_metric"]).split("@")[0].lower()
         if valid not in [metric.lower() for metric in metrics]:
@@ -149,9 +168,7 @@ class Config(StockConfig):
     def _split_files(self, files: DatasetFiles) -> list[str] | None:
         split = str(self.final_config_dict["split"])
         if split.partition("-")[0] not in SPLITS:
-            near = difflib.get_close_matches(split, SPLITS, n=1)
-            known = f" - did you mean {near[0]!r}?" if near else f"; known: {', '.join(SPLITS)}."
-            raise ConfigError(f"split: {split!r} is unknown{known}")
+            raise ConfigError(f"split: {split!r} is unknown{suggest(split, SPLITS) or '; known: ' + ', '.join(SPLITS)}")
         rule, _, suffix = split.partition("-")
         command = f"girl split {files.name} --split={rule}" + (f" --split_suffix={suffix}" if suffix else "")
         missing = [path.name for part in PARTS if not (path := files.split(split, part)).exists()]
@@ -266,24 +283,82 @@ def model_names() -> list[str]:
     return sorted({*MODELS, *(path.stem for path in (_RECBOLE / "properties" / "model").glob("*.yaml"))})
 
 
-def check_known(given: Iterable[str], where: str) -> None:
-    """Raise ``ConfigError``, with suggestions, for keys that neither RecBole nor we ever read."""
+def check_known(given: Iterable[str], where: str, models: Iterable[str | type] = ()) -> None:
+    """Raise ``ConfigError``, with suggestions, for keys that neither RecBole nor we ever read.
+
+    Where ``models`` are named, for keys that none of them reads, too: another model's or another stage's.
+    """
     given = list(given)
-    known = {*known_keys(), *_LAUNCH}
-    if all(key in known for key in given):
-        return
+    models = [model if isinstance(model, str) else "" for model in models]
+    if models:
+        known = {*_LAUNCH, *_run_keys(), *_recboles_common_keys()}
+        for path in (properties_file(f"model/{model}.yaml") for model in {*models} & {*MODELS}):
+            known.update(load_properties(path) if path.exists() else ())
+    else:
+        known = {*known_keys(), *_LAUNCH}
+    if not all(key in known for key in given) and not (models and {*models} <= {*MODELS}):
+        known.update(_recboles_keys())
+    check_keys(given, known, where)
+
+
+@functools.cache
+def _run_keys() -> frozenset[str]:
+    """The keys of overall.yaml that a recommender reads; the others are those of other stages."""
+    keys = [key for key, _, _ in documented_keys("overall.yaml")]
+    return frozenset({"seed", "split", "generator", *keys[keys.index("encoder") :]})  # the last two sections
+
+
+@functools.cache
+def _recboles_common_keys() -> frozenset[str]:
+    """What RecBole reads for every model: environment, training, evaluation, data."""
+    known: set[str] = set()
+    for name in ("overall.yaml", "dataset/sample.yaml"):
+        known.update(load_properties(_RECBOLE / "properties" / name))
+    for arguments in vars(argument_list).values():
+        if isinstance(arguments, list):
+            known.update(arguments)
+    return frozenset(known)
+
+
+@functools.cache
+def _recboles_keys() -> frozenset[str]:
+    """Whatever is in a property file of RecBole's, and what its code reads of a config."""
+    known = set(_recboles_common_keys())
     for path in (_RECBOLE / "properties").rglob("*.yaml"):
         if path.stem not in ("url", "kg_url"):
             known.update(load_properties(path))
-    if not all(key in known for key in given):
-        for path in _RECBOLE.rglob("*.py"):
-            known.update(a or b for a, b in _KEY_IN_CODE.findall(path.read_text(encoding="utf-8")))
-        from recbole.utils import argument_list
+    for path in _RECBOLE.rglob("*.py"):
+        known.update(a or b for a, b in _KEY_IN_CODE.findall(path.read_text(encoding="utf-8")))
+    code = (_RECBOLE / "config" / "configurator.py").read_text(encoding="utf-8")
+    return frozenset(known - set(re.findall(r"self\.(\w+)", code)))  # a config's own attributes
 
-        for arguments in vars(argument_list).values():
-            if isinstance(arguments, list):
-                known.update(arguments)
-    check_keys(given, known, where)
+
+# ----------------------------------------------------------------------------------------------------- types of values
+
+_KINDS = {"int": Integral, "float": Real, "str": (str, os.PathLike), "dict": dict, "list": (list, tuple)}
+
+
+def _said(relative: str) -> dict[str, str]:
+    """Key -> its types as our property file says them: ``int or null``, ``list of float``."""
+    if not properties_file(relative).exists():
+        return {}
+    return {key: re.split("[,)]", text[1:])[0] for key, _, text in documented_keys(relative)}
+
+
+def _fits(value: Any, kind: str) -> bool:
+    kind, _, of = kind.partition(" of ")
+    if kind == "null" or isinstance(value, bool):
+        return value is None if kind == "null" else kind in ("bool", "any")
+    if kind not in _KINDS:
+        return kind == "any"
+    return isinstance(value, _KINDS[kind]) and (not of or all(_fits(item, of) for item in value))
+
+
+def _as_list(value: Any) -> Any:
+    """``[AUC,LogLoss]``, a string because its words have no quotes, as a list; anything else as it is."""
+    if not isinstance(value, str) or not re.fullmatch(r"\s*\[.*\]\s*", value, re.DOTALL):
+        return value
+    return [parse_value(word.strip().strip("'\"")) for word in value.strip()[1:-1].split(",") if word.strip()]
 
 
 def _command_line() -> list[str]:
@@ -296,7 +371,4 @@ def check_model(name: str) -> None:
     known = model_names()
     if name in known or (name.lower() in modules and name.lower() not in {other.lower() for other in known}):
         return
-    by_lower = {other.lower(): other for other in known}
-    near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
-    suggestion = f" - did you mean {by_lower[near[0]]!r}?" if near else f"; ours are {', '.join(MODELS)}."
-    raise ConfigError(f"unknown model {name!r}{suggestion}")
+    raise ConfigError(f"unknown model {name!r}{suggest(name, known) or '; ours are ' + ', '.join(MODELS)}")

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
+import copy
 import json
 import logging
 import os
@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from girl_recbole.config import load_properties, parse_overrides
-from girl_recbole.errors import ConfigError, DataError, GirlError
+from girl_recbole.errors import ConfigError, DataError, GirlError, suggest
 
 __all__ = ["main", "run_experiment"]
 
@@ -77,50 +77,78 @@ def run_experiment(
     """
     files = [os.fspath(file) for file in config_files]
     overrides = dict(overrides or {})
-    _check_keys(files, overrides)
+    _check_keys(files, overrides, [model])
+    launch = {"nproc": nproc, "world_size": world_size, "ip": ip, "port": port, "offset": group_offset}
+    row = _start(model, dataset, files, overrides, launch)
+    _record(row)
+    return row
+
+
+def _start(model, dataset, files, overrides, launch) -> dict[str, Any]:
+    """The row of one experiment, in this process or in ``launch["nproc"]`` others."""
+    nproc, world_size = launch["nproc"], launch["world_size"]
+    if nproc < 1:
+        raise ConfigError(f"nproc: {nproc}; at least 1 is required.")
     if nproc == 1 and world_size <= 0:
-        row = _experiment(model, dataset, files, overrides)
-    else:
-        launch = {
-            "world_size": nproc if world_size <= 0 else world_size,
-            "nproc": nproc,
-            "ip": ip,
-            "port": _free_port() if port is None else port,
-            "offset": group_offset,
-        }
-        row = _spawn(model, dataset, files, overrides, launch)
+        return _experiment(model, dataset, files, overrides)
+    launch = {
+        **launch,
+        "world_size": nproc if world_size <= 0 else world_size,
+        "port": _free_port() if launch["port"] is None else launch["port"],
+    }
+    return _spawn(model, dataset, files, overrides, launch)
+
+
+def _record(row: Mapping[str, Any]) -> None:
     if row.get("config", {}).get("results_file") is not None:
         from girl_recbole import results
 
         results.append(row["config"]["results_file"], row)
-    return row
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command ``run_recbole``; returns the exit code: 2 and one message for what the user can put right."""
+    rows: list[dict[str, Any]] = []
+    code, said = 0, ""
     try:
-        options, rest = _parser().parse_known_args(arguments)
-        overrides = parse_overrides(rest)
-        models = [options.model, *(name.strip() for name in options.compare.split(",") if name.strip())]
-        launch = {"nproc": options.nproc, "world_size": options.world_size, "ip": options.ip, "port": options.port,
-                  "group_offset": options.group_offset}  # fmt: skip
-        files = options.config_files.split()
-        _check_keys(files, overrides, "command line")
-        _check_models(models, files)
-        if options.world_size > options.nproc and len(models) > 1:
-            raise ConfigError("--compare works on one machine; start one run_recbole a model on several.")
-        rows = [run_experiment(models[0], options.dataset, files, overrides, **launch)]
-        for model in models[1:] if rows[0] else ():
-            alike = {**_same_evaluation(rows[0]["config"], model), **overrides}
-            rows.append(run_experiment(model, rows[0]["dataset"], files, alike, **launch))
-    except GirlError as error:
-        print(f"run_recbole: {error}", file=sys.stderr)
-        return 2
+        _run_all(arguments, rows)
+    except (GirlError, OSError) as error:
+        code, said = 2, str(error)
     except KeyboardInterrupt:
-        print("run_recbole: interrupted", file=sys.stderr)
-        return 130
-    _print_table([row for row in rows if row])
-    return 0
+        code, said = 130, "interrupted"
+    _print_table(rows)  # what was finished, before what went wrong
+    if code:
+        print(f"run_recbole: {said}", file=sys.stderr)
+    return code
+
+
+def _run_all(arguments: Sequence[str] | None, rows: list[dict[str, Any]]) -> None:
+    """Check everything that the command line says, then train its models one by one into ``rows``."""
+    options, rest = _parser().parse_known_args(arguments)
+    overrides = parse_overrides(rest)
+    models = [options.model, *(name.strip() for name in options.compare.split(",") if name.strip())]
+    launch = {"nproc": options.nproc, "world_size": options.world_size, "ip": options.ip, "port": options.port,
+              "offset": options.group_offset}  # fmt: skip
+    files = options.config_files.split()
+    _check_models(models, files)
+    _check_keys(files, overrides, models, "command line")
+    if options.nproc < 1:
+        raise ConfigError(f"--nproc: {options.nproc}; at least 1 is required.")
+    if options.world_size > options.nproc and len(models) > 1:
+        raise ConfigError("--compare works on one machine; start one run_recbole a model on several.")
+    dataset, settings = options.dataset, [overrides]
+    if len(models) > 1:
+        first = _config(models[0], dataset, files, overrides)
+        _check_dataset(first)
+        dataset = first["dataset"]
+        settings += [{**_same_evaluation(first, model), **overrides} for model in models[1:]]
+        for model, alike in zip(models[1:], settings[1:], strict=True):
+            _config(model, dataset, files, alike)
+    for model, alike in zip(models, settings, strict=True):
+        row = _start(model, dataset, files, alike, launch)
+        if row:  # not on the machines that do not hold rank 0
+            rows.append(row)
+            _record(row)
 
 
 # ---------------------------------------------------------------------------------------------------- one experiment
@@ -148,12 +176,17 @@ def _experiment(model, dataset, files, overrides) -> dict[str, Any]:
         except ValueError as error:
             raise DataError(f"{config['dataset']}: {error}") from error
         train, valid, test = parts
-        prior, oracle = _references(config, train, test)
 
         init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-        net = config.model_class(config, train._dataset).to(config["device"])
-        logger.info(net)
-        trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, net)
+        try:
+            net = config.model_class(config, train._dataset).to(config["device"])
+            logger.info(net)
+            trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, net)
+        except GirlError:
+            raise
+        except (TypeError, ValueError) as error:  # dropout_prob: 1.5, learning_rate: abc
+            raise ConfigError(f"{config['model']}: {error}") from error
+        prior, oracle = _references(config, train, test)
         loaded = time.perf_counter()
         _, valid_result = trainer.fit(train, valid, saved=True, show_progress=config["show_progress"])
         trained = time.perf_counter()
@@ -196,12 +229,12 @@ def _config(model, dataset, files, overrides):
         raise ConfigError(f"{model}: {error}") from error
 
 
-def _check_keys(files: Iterable[str], overrides: Mapping[str, Any], where: str = "overrides") -> None:
+def _check_keys(files: Iterable[str], overrides: Mapping[str, Any], models: list, where: str = "overrides") -> None:
     from girl_recbole.recbole_config import check_known
 
     for file in files:
         check_known(load_properties(Path(file)), file)
-    check_known(overrides, where)
+    check_known(overrides, where, models)
 
 
 def _check_models(models: list, files: Iterable[str]) -> None:
@@ -221,7 +254,7 @@ def _same_evaluation(config: Mapping[str, Any], model: str) -> dict[str, Any]:
     """What makes another model learn from and be tested on the same pairs as the first: for ``--compare``."""
     from recbole.utils import InputType, get_model
 
-    same = {key: config[key] for key in ("metrics", "valid_metric", "topk", "eval_args")}
+    same = {key: copy.deepcopy(config[key]) for key in ("metrics", "valid_metric", "topk", "eval_args")}
     if config["train_neg_sample_args"]["distribution"] != "none":
         return {**same, "train_neg_sample_args": config["train_neg_sample_args"]}
     if getattr(get_model(model), "input_type", None) != InputType.POINTWISE:
@@ -236,16 +269,19 @@ def _check_dataset(config) -> None:
     """Raise ``DataError`` for a dataset that is neither there nor one that RecBole can download."""
     import recbole
 
-    folder = Path(config["data_path"])
+    folder, name = Path(config["data_path"]), config["dataset"]
     if folder.exists():
+        if not config["benchmark_filename"] and not (folder / f"{name}.inter").exists():
+            raise DataError(
+                f"{folder}: no {name}.inter. Make one with `girl prepare SOURCE {name}` or `girl simulate {name}`."
+            )
         return
     urls = Path(recbole.__file__).parent / "properties" / "dataset" / "url.yaml"
-    if config["dataset"] in load_properties(urls):
+    if name in load_properties(urls):
         return
     beside = [path.name for path in folder.parent.glob("*") if path.is_dir()] if folder.parent.exists() else []
     known = sorted({*beside, "jobrec-sim", "ml-100k"})
-    near = difflib.get_close_matches(config["dataset"], known, n=1)
-    suggestion = f" - did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}."
+    suggestion = suggest(name, known) or f"; known: {', '.join(known)}."
     raise DataError(f"{folder}: no such dataset{suggestion}")
 
 
@@ -347,7 +383,7 @@ def _rank(rank: int, model, dataset, files, overrides, answer: str) -> None:
 
     try:
         said = _experiment(model, dataset, files, {**overrides, "local_rank": rank})
-    except GirlError as error:
+    except (GirlError, OSError) as error:
         said = {"error": str(error)}
     if rank + overrides["offset"] == 0 or "error" in said:
         with atomic_write(Path(answer)) as file:

@@ -255,10 +255,23 @@ def test_the_command(market, capsys):
     (["-m", "NeuMF", "--dataset=tinny"], "dataset/tinny: no such dataset - did you mean 'tiny'?"),
     (["-m", "NeuMF", "--split=cold"], "Run `girl split tiny --split=cold`."),
     (["-m", "NeuMF", "--valid_metric=LogLos"], "valid_metric: 'loglos' is not one of the metrics"),
+    (["-m", "NeuMF", "--nproc=0"], "--nproc: 0; at least 1 is required."),
+    (["-m", "NeuMF", "--dataset=empty"], "empty: no empty.inter. Make one with `girl prepare SOURCE empty`"),
+    (["-m", "GIRLBaseMLP", "--calibrate=flase"], "calibrate: 'flase' is a str; bool is required."),
+    (["-m", "NeuMF", "--calibrate=flase"], "calibrate: 'flase' is a str; bool is required."),
+    (["-m", "GIRLBaseMLP", "--learning_rate=abc"], "learning_rate: 'abc' is a str; float is required."),
+    (["-m", "NeuMF", "--learning_rate=abc"], "NeuMF: "),
+    (["-m", "NeuMF", "--dropout_prob=1.5"], "NeuMF: dropout probability has to be between 0 and 1"),
+    (["-m", "GIRLBaseMLP", "--mlp_hidden_sizes=[8,a]"], "mlp_hidden_sizes: [8, 'a'] is a list; list of int is"),
+    (["-m", "GIRLBaseMLP", "--max_text_tokens=long"], "max_text_tokens: 'long' is a str; int or null is required."),
+    (["-m", "GIRLBaseMLP", "--mlp_hidden_size=[8]"], "'mlp_hidden_size' - did you mean 'mlp_hidden_sizes'?"),
+    (["-m", "NeuMF", "--final_config_dict=1"], "unknown key 'final_config_dict'"),
+    (["-m", "GIRLBaseMLP", "--sft_epochs=3"], "unknown key 'sft_epochs'"),
     (["-m", "NeuMF", "what"], "cannot read the argument 'what'"),
     ([], "no model: name one with --model=NAME"),
 ])  # fmt: skip
 def test_mistakes_are_one_message_and_exit_code_2(market, capsys, more, said):
+    (market.folder.parent / "empty").mkdir()
     assert main([*_arguments(market), *more]) == 2
     error = capsys.readouterr().err
     assert said in error
@@ -335,5 +348,31 @@ def test_compare_gives_every_model_the_same_evaluation(market, capsys):
     for key in ("metrics", "eval_args", "train_neg_sample_args", "benchmark_filename", "data_path"):
         assert first[key] == second[key]
     capsys.readouterr()
-    assert main(["-m", "NeuMF", "--compare=BPR", *_arguments(market)]) == 2
+    Path("results.jsonl").unlink()
+    assert main(["-m", "NeuMF", "--compare=DeepFM,BPR", *_arguments(market)]) == 2
     assert "BPR learns from sampled pairs and not from labels" in capsys.readouterr().err
+    assert not Path("results.jsonl").exists()  # said before the first was trained
+
+
+def test_another_models_key_may_be_given_beside_it(market):
+    assert main(["-m", "DeepFM", "--compare=NeuMF", "--mf_embedding_size=4", *_arguments(market)]) == 0
+    assert json.loads(Path("results.jsonl").read_text().splitlines()[1])["config"]["mf_embedding_size"] == 4
+
+
+def test_results_that_cannot_be_written_are_shown_first(market, capsys):
+    assert main(["-m", "NeuMF", *_arguments(market), "--results_file=dataset", "--epochs=1"]) == 2
+    said = capsys.readouterr()
+    assert "logloss" in said.out
+    assert said.err.startswith("run_recbole: [Errno 21] Is a directory")
+
+
+def test_words_without_quotes_are_a_list(market):
+    assert main(["-m", "NeuMF", *_arguments(market), "--metrics=[AUC,LogLoss]", "--epochs=1"]) == 0
+    assert set(json.loads(Path("results.jsonl").read_text())["test"]) == {"auc", "logloss"}
+
+
+def test_which_keys_of_overall_are_a_recommenders():
+    from girl_recbole.recbole_config import _run_keys
+
+    assert {"seed", "split", "generator", "encoder", "n_generated", "calibrate", "results_file"} <= _run_keys()
+    assert not {"sft_epochs", "temperature", "raw", "split_ratio", "market_rl_seekers"} & _run_keys()
