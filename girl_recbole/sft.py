@@ -165,11 +165,14 @@ def read_pairs(files: DatasetFiles) -> tuple[list[Pair], int]:
 
 
 def hold_out(pairs: list[Pair], share: float, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """(training, held-out) pairs. Whole CV texts are held out, chosen by their hash, so no CV is on both sides.
+    """(training, held-out) pairs. Whole CV texts are held out, chosen by their hash, so no CV is on both sides; one at
+    least.
 
     A JD may be: where several seekers match one job, the JDs of most held-out pairs are in training too.
     """
-    held = {cv for cv in {pair.cv for pair in pairs} if int(text_hash(str(seed), cv)[:12], 16) < share * 16**12}
+    hashes = {cv: int(text_hash(str(seed), cv)[:12], 16) for cv in {pair.cv for pair in pairs}}
+    least = max(share * 16**12, min(hashes.values()) + 1) if share and len(hashes) > 1 else share * 16**12
+    held = {cv for cv, number in hashes.items() if number < least}
     training = [pair for pair in pairs if pair.cv not in held]
     if share > 0 and (not held or not training):
         side = "held-out" if not held else "training"

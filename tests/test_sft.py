@@ -142,6 +142,7 @@ def test_held_out_texts_are_on_one_side_only():
     assert not {p.cv for p in training} & {p.cv for p in held}
     assert 15 <= len({p.cv for p in held}) <= 45  # 30 expected, sd 4.9
     assert hold_out(pairs, 0, seed=1) == (pairs, [])
+    assert {len({p.cv for p in hold_out(pairs[:9], 0.001, seed)[1]}) for seed in range(9)} == {1}  # one at least
     with pytest.raises(DataError, match=r"sft_eval_share 0\.5 of 1 pairs leaves no"):
         hold_out(pairs[:1], 0.5, seed=1)
 
