@@ -195,6 +195,8 @@ def test_counts_and_stages(tmp_path, raw):
         "no occupation label": 1,
         "CV shorter than 20 words": 1,
         "near duplicate of a kept resume (Jaccard index of 5-word runs >= 0.8)": 1,
+        "mismatched pairs of sft seekers": 0,
+        "pairs of rl seekers (their CVs alone are used)": 4,
     }
     cvs, jds = read_docs(files.udoc), read_docs(files.idoc)
     assert len(cvs) == 40
