@@ -139,7 +139,7 @@ class Config(StockConfig):
         said |= _said(f"model/{self.model}.yaml") if self.model in MODELS else {}
         for key, value in self.external_config_dict.items():
             kinds = said.get(key, "any").split(" or ")
-            if key == "metrics" and isinstance(value, str):  # RecBole's short form of a list of one
+            if key in _CHECKED_BY_MODELS or (key == "metrics" and isinstance(value, str)):  # a list of one, in short
                 continue
             if not any(_fits(value, kind) for kind in kinds):
                 raise ConfigError(f"{key}: {value!r} is a {type(value).__name__}; {' or '.join(kinds)} is required.")
@@ -274,6 +274,7 @@ def _columns(path: Path) -> list[str]:
 sys.modules["recbole.config"].Config = Config
 
 _SAVING = ("save_dataset", "save_dataloaders", "dataset_save_path", "dataloaders_save_path")
+_CHECKED_BY_MODELS = ("mlp_hidden_sizes", "dropout_prob", "generated", "n_generated", "tune_encoder")
 _UNPICKLED = ("model_class", "yaml_loader", "_arguments")
 _SHOWN = ("seed", "split", "generator", "encoder", "calibrate")
 

@@ -262,7 +262,8 @@ def test_the_command(market, capsys):
     (["-m", "GIRLBaseMLP", "--learning_rate=abc"], "learning_rate: 'abc' is a str; float is required."),
     (["-m", "NeuMF", "--learning_rate=abc"], "NeuMF: "),
     (["-m", "NeuMF", "--dropout_prob=1.5"], "NeuMF: dropout probability has to be between 0 and 1"),
-    (["-m", "GIRLBaseMLP", "--mlp_hidden_sizes=[8,a]"], "mlp_hidden_sizes: [8, 'a'] is a list; list of int is"),
+    (["-m", "GIRLBaseMLP", "--metrics=[AUC,3]"], "metrics: ['AUC', 3] is a list; list of str is required."),
+    (["-m", "GIRLBaseMLP", "--encoder_lora_rank=a"], "encoder_lora_rank: 'a' is a str; int is required."),
     (["-m", "GIRLBaseMLP", "--max_text_tokens=long"], "max_text_tokens: 'long' is a str; int or null is required."),
     (["-m", "GIRLBaseMLP", "--mlp_hidden_size=[8]"], "'mlp_hidden_size' - did you mean 'mlp_hidden_sizes'?"),
     (["-m", "NeuMF", "--final_config_dict=1"], "unknown key 'final_config_dict'"),
@@ -369,6 +370,12 @@ def test_results_that_cannot_be_written_are_shown_first(market, capsys):
 def test_words_without_quotes_are_a_list(market):
     assert main(["-m", "NeuMF", *_arguments(market), "--metrics=[AUC,LogLoss]", "--epochs=1"]) == 0
     assert set(json.loads(Path("results.jsonl").read_text())["test"]) == {"auc", "logloss"}
+
+
+def test_none_is_a_word_of_our_models(market):
+    from girl_recbole.recbole_config import Config
+
+    Config("GIRLEnhancedMLP", "tiny", arguments=["--tune_encoder=none", "--generated=cv"])
 
 
 def test_which_keys_of_overall_are_a_recommenders():
