@@ -1,5 +1,6 @@
 """Small things that tests share: a text encoder made in a second, and datasets whose answers are known."""
 
+import logging
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -19,6 +20,16 @@ from girl_recbole.atomic import (
 
 _KINDS = [f"trade{k}" for k in range(4)]
 _FILLER = [f"word{k}" for k in range(40)]
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was():
+    """RecBole's own entry points set the root logger's level and handlers for good; no test hears of another's."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
 
 
 @pytest.fixture(scope="session")
