@@ -25,7 +25,6 @@ streamed, twice, so memory is that of the ids and of the feedback.
 from __future__ import annotations
 
 import csv
-import difflib
 import json
 import re
 import time
@@ -37,7 +36,7 @@ import numpy as np
 import pandas as pd
 
 from girl_recbole.atomic import DatasetFiles
-from girl_recbole.errors import ConfigError, DataError, some_of
+from girl_recbole.errors import ConfigError, DataError, some_of, suggest
 from girl_recbole.prepare.report import Report
 from girl_recbole.prepare.stages import (
     STAGE_NAMES,
@@ -182,8 +181,7 @@ def choose_rule(pairs: pd.DataFrame, negatives: str | None, path: Path, report: 
 def _check_config(config: TablesConfig) -> dict[str, Path]:
     for key in config.columns:
         if key not in _KEYS:
-            near = difflib.get_close_matches(key, _KEYS, n=1)
-            raise ConfigError(f"columns: unknown key {key!r}" + (f" - did you mean {near[0]!r}?" if near else ""))
+            raise ConfigError(f"columns: unknown key {key!r}{suggest(key, _KEYS)}")
     missing = [key for key in _REQUIRED if key not in config.columns]
     if missing:
         raise ConfigError(
@@ -266,9 +264,7 @@ def _as_text(value: object) -> str | None:
 def _require_columns(path: Path, wanted: list[str], names: list[str]) -> None:
     for name in wanted:
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f" - did you mean {near[0]!r}?" if near else ""
-            raise DataError(f"{path}: no column {name!r}{hint}; it has {some_of(names, 8)}.")
+            raise DataError(f"{path}: no column {name!r}{suggest(name, names)}; it has {some_of(names, 8)}.")
 
 
 def _text_columns(text: str | list) -> list[str]:
