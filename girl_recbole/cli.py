@@ -36,6 +36,11 @@ _STAGES = {  # command: module, verb, config
     "prepare": ("girl_recbole.prepare", "prepare", "PrepareConfig"),
     "split": ("girl_recbole.splits", "split", "SplitConfig"),
     "sft": ("girl_recbole.sft", "train", "SFTConfig"),
+    "reward": ("girl_recbole.reward", "train", "RewardConfig"),
+    "ppo": ("girl_recbole.ppo", "train", "PPOConfig"),
+    "grpo": ("girl_recbole.rivals", "grpo", "GRPOConfig"),
+    "rloo": ("girl_recbole.rivals", "rloo", "RLOOConfig"),
+    "dpo": ("girl_recbole.rivals", "dpo", "DPOConfig"),
     "generate": ("girl_recbole.generate", "generate", "GenerateConfig"),
     "embed": ("girl_recbole.embed", "embed", "EmbedConfig"),
 }
@@ -91,6 +96,66 @@ def sft(
 ):
     """Fine-tune a language model on matched CV-JD pairs: GIRL's first stage."""
     _run("sft", context, name, data_path, config, preset=f"generator/{preset}")
+
+
+@app.command(context_settings=_STAGE)
+def reward(
+    context: typer.Context,
+    name: _Name,
+    preset: _Preset = "tiny",
+    data_path: _DataPath = Path("dataset"),
+    config: _Config = [],  # noqa: B006
+):
+    """Train the reward model on recruiters' answers, matched against mismatched jobs: GIRL's second stage."""
+    _run("reward", context, name, data_path, config, preset=f"generator/{preset}")
+
+
+@app.command(context_settings=_STAGE)
+def ppo(
+    context: typer.Context,
+    name: _Name,
+    preset: _Preset = "tiny",
+    data_path: _DataPath = Path("dataset"),
+    config: _Config = [],  # noqa: B006
+):
+    """Align a generator with the reward by PPO on CVs alone: GIRL's third stage."""
+    _run("ppo", context, name, data_path, config, preset=f"generator/{preset}")
+
+
+@app.command(context_settings=_STAGE)
+def grpo(
+    context: typer.Context,
+    name: _Name,
+    preset: _Preset = "tiny",
+    data_path: _DataPath = Path("dataset"),
+    config: _Config = [],  # noqa: B006
+):
+    """Align a generator with the same reward by TRL's GRPO: advantages within a group of JDs, no critic."""
+    _run("grpo", context, name, data_path, config, preset=f"generator/{preset}")
+
+
+@app.command(context_settings=_STAGE)
+def rloo(
+    context: typer.Context,
+    name: _Name,
+    preset: _Preset = "tiny",
+    data_path: _DataPath = Path("dataset"),
+    config: _Config = [],  # noqa: B006
+):
+    """Align a generator with the same reward by TRL's RLOO: a leave-one-out baseline, no critic."""
+    _run("rloo", context, name, data_path, config, preset=f"generator/{preset}")
+
+
+@app.command(context_settings=_STAGE)
+def dpo(
+    context: typer.Context,
+    name: _Name,
+    preset: _Preset = "tiny",
+    data_path: _DataPath = Path("dataset"),
+    config: _Config = [],  # noqa: B006
+):
+    """Align a generator by TRL's DPO, on recruiters' answers or on its own best and worst JDs by reward."""
+    _run("dpo", context, name, data_path, config, preset=f"generator/{preset}")
 
 
 @app.command(context_settings=_STAGE)
@@ -183,7 +248,7 @@ def _run(stage: str, context: typer.Context, name: str, data_path: Path, config:
         arguments=context.args, where=f"girl {stage} (its keys: girl keys {stage})",
     )  # fmt: skip
     filled = fill()
-    if stage == "generate":
+    if hasattr(module, "trained_with"):
         filled = fill(recorded=module.trained_with(files, filled))
     _show(getattr(module, verb)(files, filled, **arguments))
 

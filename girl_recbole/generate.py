@@ -53,6 +53,7 @@ __all__ = [
     "cv_room",
     "generate",
     "generator_folder",
+    "load_generator",
     "trained_with",
 ]
 
@@ -312,30 +313,45 @@ def _seekers(files: DatasetFiles, stages: Iterable[str] | str) -> list[str]:
     return list(users)
 
 
-def _load(files: DatasetFiles, config: GenerateConfig) -> tuple[llm.LanguageModel, Prompt]:
-    """The generator, and the prompt that it was trained with."""
-    folder = generator_folder(config.saved_folder, files.name, config.generator)
-    if config.gen_model:
-        if folder.exists():
-            raise ConfigError(
-                f"generator: {config.generator!r} names the trained generator {folder}; give the JDs of gen_model "
-                f"{config.gen_model!r} another name (--generator=base)."
-            )
-        lm = llm.load(config.gen_model, config.lm_dtype)
-        return lm, make_prompt(config.prompt_language, lm.tokenizer)
-    rebuild = f"girl sft {files.name} --generator={config.generator}"
+def load_generator(
+    files: DatasetFiles, name: str, saved_folder: str, lm_dtype: str, prompt_language: str, merge: bool = False
+) -> tuple[llm.LanguageModel, Prompt]:
+    """The trained generator ``name`` of a dataset, and the prompt that it was trained with.
+
+    ``merge``: a LoRA adapter is added into the weights. Raises ``DataError`` for one that is not there, is unfinished,
+    or was trained on another ``NAME.sft.inter`` or with another prompt.
+    """
+    folder = generator_folder(saved_folder, files.name, name)
+    rebuild = f"girl sft {files.name} --generator={name}"
     if not folder.exists():
         raise DataError(f"{folder}: no such generator. Run `{rebuild}`, or name a model with gen_model.")
+    rebuild = (read_manifest(folder) or {}).get("made_by", rebuild)
     inputs = require(folder, rebuild)["inputs"]
     stage = files.stage("sft")
     if stage.name in inputs and stage.exists() and inputs[stage.name] != file_hash(stage):
         raise DataError(
             f"{folder}: trained on another {stage.name} than {stage}. Run `{rebuild}`, or put the old file back."
         )
-    lm = llm.load(str(folder), config.lm_dtype)
-    prompt = make_prompt(config.prompt_language, lm.tokenizer)
+    lm = llm.load(str(folder), lm_dtype, merge=merge)
+    prompt = make_prompt(prompt_language, lm.tokenizer)
     require(folder, rebuild, prompt=prompt.id, fingerprint=lm.fingerprint)
     return lm, prompt
+
+
+def _load(files: DatasetFiles, config: GenerateConfig) -> tuple[llm.LanguageModel, Prompt]:
+    """The model that writes, and its prompt."""
+    if not config.gen_model:
+        return load_generator(
+            files, config.generator, config.saved_folder, config.lm_dtype, config.prompt_language
+        )  # fmt: skip
+    folder = generator_folder(config.saved_folder, files.name, config.generator)
+    if folder.exists():
+        raise ConfigError(
+            f"generator: {config.generator!r} names the trained generator {folder}; give the JDs of gen_model "
+            f"{config.gen_model!r} another name (--generator=base)."
+        )
+    lm = llm.load(config.gen_model, config.lm_dtype)
+    return lm, make_prompt(config.prompt_language, lm.tokenizer)
 
 
 # ------------------------------------------------------------------------------------------------------------- shards

@@ -89,8 +89,11 @@ class LanguageModel:
 # ----------------------------------------------------------------------------------------------------------- loading
 
 
-def load(name: str, dtype: str = "fp32", device: str | None = None) -> LanguageModel:
+def load(name: str, dtype: str = "fp32", device: str | None = None, merge: bool = False) -> LanguageModel:
     """Load a causal LM (or base model and LoRA adapter) by hub name or folder, for inference or further training.
+
+    ``merge``: the adapter is added into the base's weights, and the model has none. An adapter whose base is itself an
+    adapter (a generator that was aligned by LoRA after fine-tuning by LoRA) has that one merged.
 
     Raises ``ConfigError`` for an unknown dtype and for a name that is neither a folder nor found in the hub or its
     cache.
@@ -102,10 +105,17 @@ def load(name: str, dtype: str = "fp32", device: str | None = None) -> LanguageM
         raise DataError(f"{name}: a folder without config.json or adapter_config.json; it holds no model.")
     adapter = folder / "adapter_config.json"
     base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"] if adapter.exists() else name
+    if adapter.exists() and not Path(base).is_absolute() and (folder / base).is_dir():
+        base = str(folder / base)  # relative to the adapter, so that both can move together
     tokenizer = _from_hub(transformers.AutoTokenizer, name)
-    model = _from_hub(transformers.AutoModelForCausalLM, base, dtype=DTYPES[dtype], use_safetensors=True)
-    ensure_pad_token(tokenizer, model)
-    fingerprint = _fingerprint(base, model)
+    if (Path(base) / "adapter_config.json").exists() and base != name:
+        under = load(base, dtype, device, merge=True)
+        model, fingerprint = under.model, under.fingerprint
+        ensure_pad_token(tokenizer, model)
+    else:
+        model = _from_hub(transformers.AutoModelForCausalLM, base, dtype=DTYPES[dtype], use_safetensors=True)
+        ensure_pad_token(tokenizer, model)
+        fingerprint = _fingerprint(base, model)
     if adapter.exists():
         import peft
 
@@ -114,6 +124,8 @@ def load(name: str, dtype: str = "fp32", device: str | None = None) -> LanguageM
             raise DataError(f"{name}: no adapter_model.safetensors; adapters in other formats are not loaded.")
         model = peft.PeftModel.from_pretrained(model, name, is_trainable=False)
         fingerprint = text_hash(fingerprint, file_hash(weights))
+        if merge:
+            model = model.merge_and_unload()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).eval()
     return LanguageModel(model, tokenizer, name, fingerprint[:32])
@@ -203,10 +215,16 @@ def token_log_probs(model: Any, input_ids: torch.Tensor, attention_mask: torch.T
 
 @dataclass(frozen=True)
 class Sampled:
-    """Token ids that were sampled, without the stop token, and whether a stop token ended them."""
+    """Token ids that were sampled, without the stop token, and whether a stop token ended them.
+
+    ``log_probs``: log p of each id, and of the stop token at the end if there is one, where they were asked for.
+    ``stop``: the stop token, or None.
+    """
 
     ids: list[int]
     ended: bool
+    log_probs: list[float] | None = None
+    stop: int | None = None
 
 
 def sample_key(seed: int, cv: str, sample: int) -> int:
@@ -228,10 +246,12 @@ def sample(
     max_new_tokens: int,
     temperature: float,
     top_p: float,
+    log_probs: bool = False,
 ) -> list[list[Sampled]]:
     """Continue each prompt once for each of its keys, all in one batch. Every prompt needs the same number of keys.
 
     The prompts are read once (left-padded), their caches are repeated for the keys, and finished rows leave the batch.
+    ``log_probs``: keep log softmax(logits / temperature) of each token that was drawn (before top_p cuts it).
     """
     n = len(keys[0])
     if any(len(k) != n for k in keys):
@@ -256,6 +276,8 @@ def sample(
     written = torch.full((len(draws), max_new_tokens), -1, device=lm.device)
     ended = torch.zeros(len(draws), dtype=torch.bool, device=lm.device)
     alive = torch.ones(len(draws), dtype=torch.bool, device=lm.device)
+    scored = torch.zeros((len(draws), max_new_tokens), device=lm.device) if log_probs else None
+    stopped = torch.full((len(draws),), -1, device=lm.device)
     for step in range(max_new_tokens):
         token = choose(logits, draws[rows, step], temperature, top_p)
         stops = torch.isin(token, stop) & alive
@@ -265,7 +287,11 @@ def sample(
             others = logits[early].index_fill(1, stop, -torch.inf)
             token[early] = choose(others, torch.from_numpy(again).to(lm.device), temperature, top_p)
             stops[early] = False
+        if scored is not None:
+            logp = torch.log_softmax(logits.float() / (temperature or 1.0), -1).gather(-1, token[:, None]).squeeze(-1)
+            scored[rows[alive], step] = logp[alive]
         ended[rows[stops]] = True
+        stopped[rows[stops]] = token[stops]
         alive = alive & ~stops
         written[rows[alive], step] = token[alive]
         living = int(alive.sum())
@@ -282,7 +308,13 @@ def sample(
         )  # fmt: skip
         cache, logits = out.past_key_values, out.logits[:, -1]
     texts = [[token for token in row if token >= 0] for row in written.tolist()]
-    done = [Sampled(text, end) for text, end in zip(texts, ended.tolist(), strict=True)]
+    kept = [None] * len(texts) if scored is None else [
+        row[: len(text) + end] for row, text, end in zip(scored.tolist(), texts, ended.tolist(), strict=True)
+    ]  # fmt: skip
+    done = [
+        Sampled(text, end, row, stop if end else None)
+        for text, end, row, stop in zip(texts, ended.tolist(), kept, stopped.tolist(), strict=True)
+    ]
     return [done[start : start + n] for start in range(0, len(done), n)]
 
 

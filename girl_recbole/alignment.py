@@ -1,0 +1,126 @@
+"""What every way of aligning a generator shares: whose CVs, from which generator, and how the result is saved.
+
+PPO (ppo.py) and its rivals (rivals.py) read CVs of seekers, start from a trained generator, which is also the frozen
+reference, and write a generator of the same kind, which `girl generate` uses as any other.
+
+Seekers of valid and test are never trained on: those of the stage rl may not be there at all (an error), those of
+other stages are left out and counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from girl_recbole.atomic import DatasetFiles, read_docs, read_table, read_users
+from girl_recbole.errors import ConfigError, DataError, some_of
+from girl_recbole.generate import TRAINED, generator_folder, load_generator
+from girl_recbole.llm import LanguageModel
+from girl_recbole.manifest import manifest_path, read_manifest, write_manifest
+from girl_recbole.prompts import Prompt
+
+__all__ = ["SeekerCV", "evaluation_seekers", "load_start", "read_seekers", "save_generator", "settings_of_start"]
+
+log = logging.getLogger(__name__)
+
+SEEKER_STAGES = ("rl", "sft", "reward")
+
+
+@dataclass(frozen=True)
+class SeekerCV:
+    """One seeker's id and CV."""
+
+    user: str
+    cv: str
+
+
+def settings_of_start(files: DatasetFiles, config: Any) -> dict[str, Any]:
+    """The settings of ``start_generator`` that the aligned generator has too; {} where it has no manifest."""
+    manifest = read_manifest(generator_folder(config.saved_folder, files.name, config.start_generator)) or {}
+    return {key: value for key, value in manifest.get("config", {}).items() if key in TRAINED}
+
+
+def load_start(files: DatasetFiles, config: Any) -> tuple[LanguageModel, Prompt]:
+    """The generator ``start_generator``, a LoRA adapter merged into its weights, and the prompt of its training."""
+    if config.generator == config.start_generator:
+        raise ConfigError(
+            f"generator: {config.generator!r} is the generator to start from; the aligned one needs another name."
+        )
+    return load_generator(
+        files, config.start_generator, config.saved_folder, config.lm_dtype, config.prompt_language, merge=True
+    )  # fmt: skip
+
+
+def evaluation_seekers(files: DatasetFiles) -> dict[str, str]:
+    """Seekers of every valid and test part that is there -> the name of a file that has them."""
+    found: dict[str, str] = {}
+    for part in ("valid", "test"):
+        for path in sorted(files.folder.glob(f"{files.name}.*.{part}.inter")):
+            found.update(dict.fromkeys(read_table(path, required=("user_id",))["user_id"], path.name))
+    return found
+
+
+def read_seekers(files: DatasetFiles, stages: Iterable[str] | str) -> tuple[list[SeekerCV], int]:
+    """The seekers of ``stages`` with their CVs, each CV text once, in file order; and how many were left out because
+    they are in valid or test."""
+    stages = [stages] if isinstance(stages, str) else list(stages)
+    unknown = [stage for stage in stages if stage not in SEEKER_STAGES]
+    if unknown or not stages:
+        raise ConfigError(f"rl_stages: {', '.join(map(str, unknown)) or 'none'}; known: {', '.join(SEEKER_STAGES)}.")
+    judged = evaluation_seekers(files)
+    users: dict[str, None] = {}
+    left_out = 0
+    for stage in stages:
+        path = files.stage(stage)
+        here = read_users(path) if stage == "rl" else read_table(path, required=("user_id",))["user_id"].unique()
+        overlap = [user for user in here if user in judged]
+        if stage == "rl" and overlap:
+            raise DataError(
+                f"{path}: {len(overlap)} of {len(here)} seekers are in valid or test too, first {overlap[0]} in "
+                f"{judged[overlap[0]]}; a generator aligned on them would be judged by them. Take them out of "
+                f"{path.name}, or split again."
+            )
+        left_out += len(set(overlap) - users.keys())
+        users.update(dict.fromkeys(user for user in here if user not in judged))
+    if not users:
+        raise DataError(f"{files.folder}: the stages {', '.join(stages)} have no seeker to learn from.")
+    docs = read_docs(files.udoc)
+    missing = [user for user in users if not docs.get(user, "").strip()]
+    if missing:
+        raise DataError(
+            f"{files.udoc}: {len(missing)} of {len(users)} seekers have no CV ({some_of(missing)}); each needs one."
+        )
+    distinct: dict[str, str] = {}
+    for user in users:
+        distinct.setdefault(docs[user], user)
+    return [SeekerCV(user, cv) for cv, user in distinct.items()], left_out
+
+
+def save_generator(
+    folder: Path,
+    write: Callable[[Path], None],
+    *,
+    config: Any,
+    command: str,
+    inputs: Sequence[Path],
+    wall_time_s: float,
+    **facts: Any,
+) -> None:
+    """Write a generator by ``write(partial folder)``, put it in place, and then its manifest."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write(partial)
+    manifest_path(folder).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+    write_manifest(
+        folder, "generator", config=dataclasses.asdict(config), inputs=inputs, seed=config.seed,
+        wall_time_s=wall_time_s, made_by=command, **facts,
+    )  # fmt: skip
