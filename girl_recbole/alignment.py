@@ -10,6 +10,7 @@ other stages are left out and counted.
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 import shutil
@@ -18,14 +19,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from girl_recbole.atomic import DatasetFiles, read_docs, read_table, read_users
+from girl_recbole.atomic import DatasetFiles, atomic_write, read_docs, read_table, read_users
 from girl_recbole.errors import ConfigError, DataError, some_of
-from girl_recbole.generate import TRAINED, generator_folder, load_generator
+from girl_recbole.generate import (
+    TRAINED,
+    JDGenerator,
+    LocalEngine,
+    cv_room,
+    generator_folder,
+    load_generator,
+)
 from girl_recbole.llm import LanguageModel
 from girl_recbole.manifest import manifest_path, read_manifest, write_manifest
-from girl_recbole.prompts import Prompt
+from girl_recbole.prompts import Prompt, parse_jd
 
-__all__ = ["SeekerCV", "evaluation_seekers", "load_start", "read_seekers", "save_generator", "settings_of_start"]
+__all__ = [
+    "SeekerCV",
+    "evaluation_seekers",
+    "load_start",
+    "read_seekers",
+    "save_generator",
+    "save_weights",
+    "settings_of_start",
+    "write_lines",
+    "write_samples",
+]
 
 log = logging.getLogger(__name__)
 
@@ -102,9 +120,42 @@ def read_seekers(files: DatasetFiles, stages: Iterable[str] | str) -> tuple[list
     return [SeekerCV(user, cv) for cv, user in distinct.items()], left_out
 
 
+def save_weights(model: Any, tokenizer: Any, folder: Path, start: Path) -> None:
+    """The model as a Hugging Face folder. A LoRA adapter alone is saved, and names its base by the path to ``start``,
+    relative to ``folder``, so that both can move together."""
+    if hasattr(model, "peft_config"):
+        for adapter in model.peft_config.values():
+            adapter.base_model_name_or_path = os.path.relpath(start, folder)
+    model.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # a model card that knows nothing of the data
+
+
+def write_samples(
+    lm: LanguageModel, prompt: Prompt, seekers: Sequence[SeekerCV], config: Any, batch_size: int
+) -> list[dict[str, Any]]:
+    """A JD for each of ``seekers`` as `girl generate` would write it: ids, JD and what is wrong with it, but no CV."""
+    if not seekers:
+        return []
+    engine = LocalEngine(lm, config.max_jd_tokens, config.temperature, config.top_p, batch_size)
+    limit = min(config.max_cv_tokens, cv_room(lm, prompt, config.max_jd_tokens))
+    written = JDGenerator(engine, lm.tokenizer, prompt, config.seed, 1, limit).write([seeker.cv for seeker in seekers])
+    return [
+        {"user_id": seeker.user, "jd": w.texts[0], "ended": w.ended[0], "problem": parse_jd(w.texts[0]).problem}
+        for seeker, w in zip(seekers, written, strict=True)
+    ]
+
+
+def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """JSON lines."""
+    with atomic_write(path) as file:
+        for line in lines:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
 def save_generator(
     folder: Path,
-    write: Callable[[Path], None],
+    write: Callable[[Path], dict[str, Any] | None],
     *,
     config: Any,
     command: str,
@@ -112,11 +163,14 @@ def save_generator(
     wall_time_s: float,
     **facts: Any,
 ) -> None:
-    """Write a generator by ``write(partial folder)``, put it in place, and then its manifest."""
+    """Write a generator by ``write(partial folder)``, put it in place, and then its manifest.
+
+    ``facts``, and those that ``write`` returns, go into the manifest.
+    """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    write(partial)
+    facts |= write(partial) or {}
     manifest_path(folder).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)

@@ -46,6 +46,7 @@ __all__ = [
     "LanguageModel",
     "Sampled",
     "collate",
+    "continuation_log_probs",
     "load",
     "lora_config",
     "sample",
@@ -208,6 +209,33 @@ def token_log_probs(model: Any, input_ids: torch.Tensor, attention_mask: torch.T
     """log p(token t | tokens before t) for t = 1..T-1: (B, T-1) float32."""
     logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits[:, :-1].float()
     return -F.cross_entropy(logits.transpose(1, 2), input_ids[:, 1:], reduction="none")
+
+
+def continuation_log_probs(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+    pad_id: int,
+    temperature: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """log softmax(logits / temperature) of each token of ``continuations`` after its prompt, and the mask, (B, T) each.
+
+    Prompts are padded on the left and continuations on the right, so that both begin in the same column and only the
+    continuations are projected onto the vocabulary. T is the longest continuation; 0 where the mask is False.
+    """
+    device = next(model.parameters()).device
+    width, length = max(map(len, prompts)), max(map(len, continuations))
+    rows = list(zip(prompts, continuations, strict=True))
+    ids = [[pad_id] * (width - len(p)) + [*p, *c] + [pad_id] * (length - len(c)) for p, c in rows]
+    real = [[0] * (width - len(p)) + [1] * (len(p) + len(c)) + [0] * (length - len(c)) for p, c in rows]
+    input_ids, attention_mask = torch.tensor(ids, device=device), torch.tensor(real, device=device)
+    logits = model(
+        input_ids=input_ids, attention_mask=attention_mask, position_ids=(attention_mask.cumsum(1) - 1).clamp(min=0),
+        use_cache=False, logits_to_keep=length + 1,
+    ).logits[:, :-1]  # fmt: skip
+    logp = -F.cross_entropy((logits.float() / temperature).transpose(1, 2), input_ids[:, width:], reduction="none")
+    mask = attention_mask[:, width:].bool()
+    return torch.where(mask, logp, torch.zeros_like(logp)), mask
 
 
 # ----------------------------------------------------------------------------------------------------------- sampling
