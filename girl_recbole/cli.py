@@ -37,6 +37,7 @@ _STAGES = {  # command: module, verb, config
     "split": ("girl_recbole.splits", "split", "SplitConfig"),
     "sft": ("girl_recbole.sft", "train", "SFTConfig"),
     "reward": ("girl_recbole.reward", "train", "RewardConfig"),
+    "score": ("girl_recbole.reward", "score", "ScoreConfig"),
     "ppo": ("girl_recbole.ppo", "train", "PPOConfig"),
     "grpo": ("girl_recbole.rivals", "grpo", "GRPOConfig"),
     "rloo": ("girl_recbole.rivals", "rloo", "RLOOConfig"),
@@ -108,6 +109,19 @@ def reward(
 ):
     """Train the reward model on recruiters' answers, matched against mismatched jobs: GIRL's second stage."""
     _run("reward", context, name, data_path, config, preset=f"generator/{preset}")
+
+
+@app.command(context_settings=_STAGE)
+def score(
+    context: typer.Context,
+    name: _Name,
+    cv: Annotated[str, typer.Option(help="a text file, or - for standard input")],
+    jd: Annotated[list[str], typer.Option(help="a text file, or -; may be repeated")],
+    data_path: _DataPath = Path("dataset"),
+    config: _Config = [],  # noqa: B006
+):
+    """Ask the reward model how well JDs fit a CV: score (1 = one sd between a seeker's offers), probability."""
+    _run("score", context, name, data_path, config, cv=cv, jds=jd)
 
 
 @app.command(context_settings=_STAGE)

@@ -34,16 +34,15 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import accelerate
-import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
-import transformers
 
 from girl_recbole import llm, tiny_lm
-from girl_recbole.atomic import DatasetFiles, atomic_write, read_docs, read_interactions
+from girl_recbole.atomic import DatasetFiles, read_docs, read_interactions
 from girl_recbole.errors import ConfigError, DataError, some_of
 from girl_recbole.generate import (
     JDGenerator,
@@ -57,11 +56,21 @@ from girl_recbole.generate import (
 from girl_recbole.llm import IGNORED, LanguageModel
 from girl_recbole.manifest import file_hash, manifest_path, read_manifest, text_hash, write_manifest
 from girl_recbole.prompts import Prompt, encode_text, make_prompt, parse_jd
+from girl_recbole.trainers import (
+    LengthSampler,
+    adapter,
+    check_training,
+    fit,
+    last_checkpoint,
+    training_arguments,
+    write_lines,
+)
 
-__all__ = ["SFTConfig", "encode_pairs", "sft_loss", "train"]
+__all__ = ["SFTConfig", "encode_pairs", "hold_out", "read_texts", "sft_loss", "train"]
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")  # anything with a ``cv``
 _REPORTED = ("pairs", "held_out_pairs", "parameters", "train_loss", "eval_loss", "samples", "samples_structured")
 
 
@@ -151,22 +160,28 @@ def read_pairs(files: DatasetFiles) -> tuple[list[Pair], int]:
     matched = table[table["label"] == 1]
     if matched.empty:
         raise DataError(f"{path}: no matched pair (label 1) among {len(table)} rows; fine-tuning needs some.")
+    cvs, jds = read_texts(files, path, matched)
+    rows = zip(matched["user_id"], matched["item_id"], strict=True)
+    return [Pair(user, item, cvs[user], jds[item]) for user, item in rows], len(table) - len(matched)
+
+
+def read_texts(files: DatasetFiles, path: Path, table: pd.DataFrame) -> tuple[dict[str, str], dict[str, str]]:
+    """All CVs and all JDs; ``DataError`` where an id of ``table``, which was read from ``path``, has none."""
     cvs, jds = read_docs(files.udoc), read_docs(files.idoc)
     for column, docs, where in (("user_id", cvs, files.udoc), ("item_id", jds, files.idoc)):
-        ids = matched[column].unique()
+        ids = table[column].unique()
         missing = [i for i in ids if not docs.get(i, "").strip()]
         if missing:
             raise DataError(
                 f"{where}: {len(missing)} of {len(ids)} ids of {path.name} have no text there ({some_of(missing)}); "
                 f"each needs one. Add the texts or take the rows out."
             )
-    rows = zip(matched["user_id"], matched["item_id"], strict=True)
-    return [Pair(user, item, cvs[user], jds[item]) for user, item in rows], len(table) - len(matched)
+    return cvs, jds
 
 
-def hold_out(pairs: list[Pair], share: float, seed: int) -> tuple[list[Pair], list[Pair]]:
+def hold_out(pairs: list[T], share: float, seed: int, key: str = "sft_eval_share") -> tuple[list[T], list[T]]:
     """(training, held-out) pairs. Whole CV texts are held out, chosen by their hash, so no CV is on both sides; one at
-    least.
+    least. ``key``: the setting that ``share`` is, for messages.
 
     A JD may be: where several seekers match one job, the JDs of most held-out pairs are in training too.
     """
@@ -176,7 +191,7 @@ def hold_out(pairs: list[Pair], share: float, seed: int) -> tuple[list[Pair], li
     training = [pair for pair in pairs if pair.cv not in held]
     if share > 0 and (not held or not training):
         side = "held-out" if not held else "training"
-        raise DataError(f"sft_eval_share {share} of {len(pairs)} pairs leaves no {side} CV; change it, or set it to 0.")
+        raise DataError(f"{key} {share} of {len(pairs)} pairs leaves no {side} CV; change it, or set it to 0.")
     return training, [pair for pair in pairs if pair.cv in held]
 
 
@@ -205,7 +220,7 @@ def train(files: DatasetFiles, config: SFTConfig) -> dict[str, Any]:
     process = accelerate.PartialState()
     pairs, mismatched = read_pairs(files)
     if process.is_main_process:
-        claim(work, settings | hashes, 1 if _last_checkpoint(work) else 0, "checkpoints", "girl sft")
+        claim(work, settings | hashes, 1 if last_checkpoint(work) else 0, "checkpoints", "girl sft")
     process.wait_for_everyone()
     training, held = hold_out(pairs, config.sft_eval_share, config.seed)
     lm = _base(config, training)
@@ -254,8 +269,8 @@ def train(files: DatasetFiles, config: SFTConfig) -> dict[str, Any]:
         "samples_structured": sum(not line["problem"] for line in samples),
         "wall_time_s": round(time.monotonic() - start, 1),
     }
-    _write_lines(partial / "log.jsonl", history)
-    _write_lines(partial / "samples.jsonl", samples)
+    write_lines(partial / "log.jsonl", history)
+    write_lines(partial / "samples.jsonl", samples)
     manifest_path(folder).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
@@ -286,16 +301,8 @@ def mean_loss(lm: LanguageModel, examples: list[dict[str, list[int]]], batch_siz
 
 def _check(config: SFTConfig) -> None:
     check_language_model(config)
-    check_least(
-        config, max_sequence_tokens=1, lora_rank=0, sft_batch_size=1, sft_accumulation=1, sft_save_steps=1,
-        sft_sample_jds=0, sft_weight_decay=0,
-    )  # fmt: skip
-    for key in ("sft_epochs", "sft_learning_rate"):
-        if not getattr(config, key) > 0:
-            raise ConfigError(f"{key}: {getattr(config, key)}; more than 0 is required.")
-    for key in ("sft_warmup_ratio", "lora_dropout"):
-        if not 0 <= getattr(config, key) < 1:
-            raise ConfigError(f"{key}: {getattr(config, key)} is not in [0, 1).")
+    check_training(config, "sft")
+    check_least(config, max_sequence_tokens=1, sft_sample_jds=0)
     if config.lm_base == "tiny":
         check_least(config, tiny_vocab_size=260, tiny_width=1, tiny_layers=1, tiny_heads=1, tiny_kv_heads=1)
         if config.tiny_width % (2 * config.tiny_heads) or config.tiny_heads % config.tiny_kv_heads:
@@ -304,14 +311,8 @@ def _check(config: SFTConfig) -> None:
                 f"{config.tiny_kv_heads}: the width must be a multiple of twice the heads, and the heads a "
                 "multiple of the key-value heads."
             )
-    elif config.lora_rank:
-        check_least(config, lora_alpha=1)
-    if config.lm_dtype == "fp16" and not torch.cuda.is_available():
-        raise ConfigError("lm_dtype: fp16 trains on a GPU only; set lm_dtype to fp32 or bf16.")
     if config.lm_base == "tiny" and config.lora_rank:
         raise ConfigError("lora_rank: the base `tiny` is trained from scratch, in full; set lora_rank to 0.")
-    if not 0 <= config.sft_eval_share < 1:
-        raise ConfigError(f"sft_eval_share: {config.sft_eval_share} is not in [0, 1).")
 
 
 def _base(config: SFTConfig, training: list[Pair]) -> LanguageModel:
@@ -356,95 +357,18 @@ def _fit(lm: LanguageModel, examples: list[dict], held: list[dict], config: SFTC
                 loss = loss * counted / num_items_in_batch * self.accelerator.num_processes
             return loss
 
-    lora = None
-    if config.lora_rank:
-        lora = llm.lora_config(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
     arguments = trl.SFTConfig(
-        output_dir=str(folder),
-        num_train_epochs=config.sft_epochs,
-        per_device_train_batch_size=config.sft_batch_size,
-        per_device_eval_batch_size=config.sft_batch_size,
-        gradient_accumulation_steps=config.sft_accumulation,
-        use_cpu=not torch.cuda.is_available(),
-        learning_rate=config.sft_learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=config.sft_warmup_ratio,
-        weight_decay=config.sft_weight_decay,
-        adam_beta2=0.95,
+        **training_arguments(config, "sft", folder, bool(held)),
         max_length=None,  # lengths are settled by encode_pairs
         packing=False,
-        bf16=config.lm_dtype == "bf16",
-        fp16=config.lm_dtype == "fp16",
-        activation_checkpointing=config.gradient_checkpointing,
-        logging_steps=10,
-        eval_strategy="epoch" if held else "no",
-        prediction_loss_only=True,
-        save_strategy="steps",
-        save_steps=config.sft_save_steps,
-        save_total_limit=2,
-        seed=config.seed,
-        report_to="none",
-        dataloader_pin_memory=torch.cuda.is_available(),
     )
     trainer = Trainer(
         model=lm.model, args=arguments, train_dataset=datasets.Dataset.from_list(examples),
         eval_dataset=datasets.Dataset.from_list(held) if held else None,
-        processing_class=lm.tokenizer, peft_config=lora,
+        processing_class=lm.tokenizer, peft_config=adapter(config),
     )  # fmt: skip
-    trainer.remove_callback(transformers.trainer_callback.ProgressCallback)
-    trainer.add_callback(_Progress)
-    checkpoint = _last_checkpoint(folder)
-    if checkpoint:
-        log.info("going on from %s", checkpoint)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    fit(trainer, folder)
     return trainer
-
-
-class LengthSampler(torch.utils.data.Sampler):
-    """Batches of like lengths in random order, the same for a seed and an epoch, whether a run was resumed or not.
-
-    All indices are shuffled, sorted by length within windows of 50 batches, and the batches are shuffled.
-    """
-
-    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed, self.epoch = np.array(lengths), batch_size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self):
-        random = np.random.default_rng((self.seed, self.epoch))
-        order = random.permutation(len(self.lengths))
-        window = 50 * self.batch_size
-        for start in range(0, len(order), window):
-            part = order[start : start + window]
-            order[start : start + window] = part[np.argsort(self.lengths[part], kind="stable")]
-        whole = len(order) // self.batch_size * self.batch_size  # a smaller last batch stays last
-        batches = random.permutation(order[:whole].reshape(-1, self.batch_size))
-        yield from batches.ravel().tolist()
-        yield from order[whole:].tolist()
-
-
-class _Progress(transformers.trainer_callback.ProgressCallback):
-    """The trainer's progress bar with the loss beside it, and no lines between."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if self.training_bar is not None and "loss" in (logs or {}):
-            self.training_bar.set_postfix(loss=logs["loss"])
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end (trainer_state.json comes last); unfinished ones go."""
-    whole = []
-    for checkpoint in folder.glob("checkpoint-*"):
-        if (checkpoint / "trainer_state.json").exists():
-            whole.append(checkpoint)
-        else:
-            shutil.rmtree(checkpoint)
-    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
 
 
 def _samples(lm: LanguageModel, prompt: Prompt, held: list[Pair], config: SFTConfig) -> list[dict[str, Any]]:
@@ -460,9 +384,3 @@ def _samples(lm: LanguageModel, prompt: Prompt, held: list[Pair], config: SFTCon
         jd, ended = written.texts[0], written.ended[0]
         lines.append({"user_id": pair.user, "jd": jd, "ended": ended, "problem": parse_jd(jd).problem})
     return lines
-
-
-def _write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
-    with atomic_write(path) as file:
-        for line in lines:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
