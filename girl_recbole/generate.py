@@ -17,6 +17,14 @@ The limits and the prompt are those of the training: ``max_cv_tokens``, ``max_jd
 ``lm_dtype`` come from the generator's manifest (:func:`trained_with`) where the user does not set them himself.
 A generator that was trained on another ``NAME.sft.inter`` than the present one is refused.
 
+Best of n (``gen_best_of`` = n > 1): for each wanted JD, n candidates are written and the one with the highest reward
+R(u, C, J) (rewards.py) is kept:
+
+    J_i = argmax over k = i n ... i n + n - 1 of R(u, C, J'_k)        J'_k: the JD that sample number k has with n = 1
+
+The first candidate wins a tie. Seekers with one CV text share its JDs; u is then the first of them in file order. The
+file is ``NAME.<gen_as>.gdoc``, by default ``NAME.<generator>-best-of-<n>.gdoc``, beside the generator's own.
+
 A JD that is cut by the limit, or without the structure of a JD (:func:`girl_recbole.prompts.parse_jd`) is kept
 as it is, counted, and flagged by seeker in the report and in the manifest: whether to use it is the reader's choice.
 """
@@ -26,6 +34,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 import shutil
 import time
 from collections import Counter
@@ -34,6 +43,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from tqdm import tqdm
 
 from girl_recbole import llm
@@ -41,6 +51,7 @@ from girl_recbole.atomic import DatasetFiles, atomic_write, read_docs, read_tabl
 from girl_recbole.errors import ConfigError, DataError, some_of
 from girl_recbole.manifest import file_hash, read_manifest, require, text_hash, write_manifest
 from girl_recbole.prompts import Prompt, make_prompt, parse_jd
+from girl_recbole.rewards import Rewards, check_rewards, make_rewards
 
 __all__ = [
     "Engine",
@@ -66,7 +77,8 @@ _SHOWN = 20  # seekers named in a report for each kind of problem
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """Keys and meanings: properties/overall.yaml, section "Language model"."""
+    """Keys and meanings: properties/overall.yaml, sections "Language model" and, for the best of n, "Reinforcement
+    learning" and "Text encoder"."""
 
     seed: int
     generator: str
@@ -78,10 +90,23 @@ class GenerateConfig:
     temperature: float
     top_p: float
     gen_samples: int
+    gen_best_of: int
+    gen_as: str | None
     gen_stages: tuple | str
     gen_model: str | None
     gen_batch_size: int
     gen_shard_size: int
+    rewards: dict
+    reward_model: str
+    retrieval_search: str
+    length_words: tuple
+    faithfulness_terms: str | None
+    reward_batch: int
+    encoder: str
+    max_text_tokens: int | None
+    text_windows: int
+    encoder_batch_tokens: int | None
+    encoder_precision: str
 
 
 def generator_folder(saved_folder: str, dataset: str, generator: str) -> Path:
@@ -195,11 +220,14 @@ class LocalEngine:
 
 @dataclass(frozen=True)
 class Written:
-    """The JDs of one CV: texts, which of them ended by EOS, and how many tokens of the CV were cut off."""
+    """The JDs of one CV: texts, which of them ended by EOS, and how many tokens of the CV were cut off.
+
+    ``rewards``: of each text's candidates, where it is the best of some."""
 
     texts: list[str]
     ended: list[bool]
     cut: int
+    rewards: list[list[float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -224,18 +252,42 @@ class JDGenerator:
         ]
 
 
+def keep_best(written: Written, rewards: np.ndarray) -> Written:
+    """Of each row of candidates the first with the highest reward. ``rewards`` (samples, n), as the candidates lie."""
+    kept = [row * rewards.shape[1] + int(best) for row, best in enumerate(rewards.argmax(axis=1))]
+    return Written(
+        [written.texts[i] for i in kept], [written.ended[i] for i in kept], written.cut, rewards.tolist()
+    )  # fmt: skip
+
+
+def write_best(
+    generator: JDGenerator, users: Sequence[str], cvs: Sequence[str], rewards: Rewards, best_of: int
+) -> list[Written]:
+    """The best by ``rewards`` of each ``best_of`` JDs that ``generator`` writes for CV i, of seeker i."""
+    candidates = generator.write(cvs)
+    count = generator.samples
+    scored = rewards(
+        [user for user in users for _ in range(count)], [cv for cv in cvs for _ in range(count)],
+        [text for written in candidates for text in written.texts],
+        [ended for written in candidates for ended in written.ended],
+    )  # fmt: skip
+    totals = scored.total.reshape(len(cvs), -1, best_of)
+    return [keep_best(written, total) for written, total in zip(candidates, totals, strict=True)]
+
+
 # ---------------------------------------------------------------------------------------------------------- the stage
 
 
 def generate(files: DatasetFiles, config: GenerateConfig) -> dict[str, Any]:
-    """Write ``NAME.<generator>.gdoc`` and its manifest; returns the report. Nothing is done if it is there already.
+    """Write the ``.gdoc`` and its manifest; returns the report. Nothing is done if it is there already.
 
     Raises ``DataError`` for seekers without a CV, for a generator that was trained with another prompt, and for shards
     in the way that another model, prompt or sampling made.
     """
     start = time.monotonic()
     check_language_model(config)
-    check_least(config, gen_samples=1, gen_batch_size=1, gen_shard_size=1)
+    check_least(config, gen_samples=1, gen_best_of=1, gen_batch_size=1, gen_shard_size=1)
+    name, best_of = _output(files, config), config.gen_best_of
     users = _seekers(files, config.gen_stages)
     docs = read_docs(files.udoc)
     missing = [user for user in users if user not in docs]
@@ -243,14 +295,22 @@ def generate(files: DatasetFiles, config: GenerateConfig) -> dict[str, Any]:
         raise DataError(
             f"{files.udoc}: {len(missing)} of {len(users)} seekers have no CV ({some_of(missing)}); each needs one."
         )
+    cvs = {user: docs[user] for user in users}
+    first: dict[str, str] = {}  # CV -> the first seeker who has it
+    for user, cv in cvs.items():
+        first.setdefault(cv, user)
+    rewards = make_rewards(files, config) if best_of > 1 else None
+    if rewards:
+        rewards.check(first.values())
     lm, prompt = _load(files, config)
     settings = {
         "model": lm.fingerprint, "prompt": prompt.id, "seed": config.seed, "samples": config.gen_samples,
         "temperature": config.temperature, "top_p": config.top_p, "max_cv_tokens": config.max_cv_tokens,
         "max_jd_tokens": config.max_jd_tokens, "dtype": config.lm_dtype,
     }  # fmt: skip
-    path = files.gdoc(config.generator)
-    cvs = {user: docs[user] for user in users}
+    if rewards:
+        settings |= {"best_of": best_of, "rewards": rewards.fingerprint}
+    path = files.gdoc(name)
     source = text_hash(*(text for pair in cvs.items() for text in pair))
     manifest = read_manifest(path) if path.exists() else None
     if manifest and manifest["settings"] == settings and manifest["source"] == source:
@@ -260,22 +320,25 @@ def generate(files: DatasetFiles, config: GenerateConfig) -> dict[str, Any]:
     room = cv_room(lm, prompt, config.max_jd_tokens)
     engine = LocalEngine(lm, config.max_jd_tokens, config.temperature, config.top_p, config.gen_batch_size)
     generator = JDGenerator(
-        engine, lm.tokenizer, prompt, config.seed, config.gen_samples, min(config.max_cv_tokens, room)
+        engine, lm.tokenizer, prompt, config.seed, config.gen_samples * best_of, min(config.max_cv_tokens, room)
     )  # fmt: skip
     folder = path.with_name(path.name + ".shards")
     claim(folder, settings, len(list(folder.glob("*.jsonl"))), "shards", "girl generate")
-    distinct = list(dict.fromkeys(cvs.values()))
-    shards = [distinct[i : i + config.gen_shard_size] for i in range(0, len(distinct), config.gen_shard_size)]
+    distinct = list(first)
+    parts = [distinct[i : i + config.gen_shard_size] for i in range(0, len(distinct), config.gen_shard_size)]
+    shards = [(folder / _shard_name(part, [first[cv] for cv in part] if rewards else []), part) for part in parts]
     reused = 0
-    with tqdm(total=len(distinct) * config.gen_samples, desc=path.name, unit="JD") as bar:
-        for shard in shards:
-            if (folder / _shard_name(shard)).exists():
+    with tqdm(total=len(distinct) * generator.samples, desc=path.name, unit="JD") as bar:
+        for shard, part in shards:
+            if shard.exists():
                 reused += 1
+            elif rewards:
+                _write_shard(shard, write_best(generator, [first[cv] for cv in part], part, rewards, best_of))
             else:
-                _write_shard(folder / _shard_name(shard), generator.write(shard))
-            bar.update(len(shard) * config.gen_samples)
+                _write_shard(shard, generator.write(part))
+            bar.update(len(part) * generator.samples)
     found = _Findings()
-    write_generated(path, found.watch(_assemble(cvs, shards, folder)))
+    write_generated(path, found.watch(_assemble(cvs, shards)))
     report = {
         "file": str(path),
         "seekers": len(users),
@@ -293,6 +356,28 @@ def generate(files: DatasetFiles, config: GenerateConfig) -> dict[str, Any]:
     )  # fmt: skip
     shutil.rmtree(folder)
     return report
+
+
+def _output(files: DatasetFiles, config: GenerateConfig) -> str:
+    """The name of the ``.gdoc``, after a check of the settings that belong to it."""
+    name, best_of = config.generator, config.gen_best_of
+    if best_of > 1:
+        check_rewards(config)
+        name = f"{name}-best-of-{best_of}"
+        if config.temperature == 0:
+            raise ConfigError(
+                f"gen_best_of: at temperature 0 all {best_of} candidates are the same; set temperature above 0."
+            )
+    if config.gen_as is not None:
+        name = config.gen_as
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise ConfigError(f"gen_as: {name!r} cannot be a name; use letters, digits, '-', '_' and '.'.")
+    folder = generator_folder(config.saved_folder, files.name, name)
+    if folder.exists() and (name != config.generator or best_of > 1):
+        raise ConfigError(
+            f"gen_as: {name!r} names the trained generator {folder}, whose own JDs go by that name; give these another."
+        )
+    return name
 
 
 def _seekers(files: DatasetFiles, stages: Iterable[str] | str) -> list[str]:
@@ -324,7 +409,7 @@ def load_generator(
     folder = generator_folder(saved_folder, files.name, name)
     rebuild = f"girl sft {files.name} --generator={name}"
     if not folder.exists():
-        raise DataError(f"{folder}: no such generator. Run `{rebuild}`, or name a model with gen_model.")
+        raise DataError(f"{folder}: no such generator. {_how_to_write(files, name, saved_folder, rebuild)}")
     rebuild = (read_manifest(folder) or {}).get("made_by", rebuild)
     inputs = require(folder, rebuild)["inputs"]
     stage = files.stage("sft")
@@ -336,6 +421,20 @@ def load_generator(
     prompt = make_prompt(prompt_language, lm.tokenizer)
     require(folder, rebuild, prompt=prompt.id, fingerprint=lm.fingerprint)
     return lm, prompt
+
+
+def _how_to_write(files: DatasetFiles, name: str, saved_folder: str, train: str) -> str:
+    """What to do about JDs that go by the name of no trained generator: they may be named by gen_as."""
+    made = (read_manifest(files.gdoc(name)) or {}).get("config", {})
+    best_of = re.fullmatch(r"(.+)-best-of-(\d+)", name)
+    if made.get("gen_as") == name:
+        said = f"--generator={made['generator']} --gen_as={name}"
+        said += f" --gen_best_of={made['gen_best_of']}" * (made["gen_best_of"] > 1)
+    elif best_of and generator_folder(saved_folder, files.name, best_of[1]).exists():
+        said = f"--generator={best_of[1]} --gen_best_of={best_of[2]}"
+    else:
+        return f"Run `{train}`, or name a model with gen_model."
+    return f"These JDs are another generator's: run `girl generate {files.name} {said}`."
 
 
 def _load(files: DatasetFiles, config: GenerateConfig) -> tuple[llm.LanguageModel, Prompt]:
@@ -357,8 +456,9 @@ def _load(files: DatasetFiles, config: GenerateConfig) -> tuple[llm.LanguageMode
 # ------------------------------------------------------------------------------------------------------------- shards
 
 
-def _shard_name(cvs: Sequence[str]) -> str:
-    return text_hash(*cvs)[:24] + ".jsonl"
+def _shard_name(cvs: Sequence[str], users: Sequence[str]) -> str:
+    """By what its JDs depend on: the CVs, and for the best of n the seekers too, whose rewards they are."""
+    return text_hash(*cvs, *users)[:24] + ".jsonl"
 
 
 def _write_shard(path: Path, rows: Sequence[Written]) -> None:
@@ -373,11 +473,11 @@ def _read_shard(path: Path) -> Iterator[Written]:
             yield Written(**json.loads(line))
 
 
-def _assemble(cvs: dict[str, str], shards: Sequence[Sequence[str]], folder: Path) -> Iterator[tuple[str, str, Written]]:
+def _assemble(cvs: dict[str, str], shards: Sequence[tuple[Path, Sequence[str]]]) -> Iterator[tuple[str, str, Written]]:
     """(seeker, CV, JDs) in the seekers' order; only the JDs of CVs that several seekers share stay in memory."""
     left = Counter(cvs.values())
     shared: dict[str, Written] = {}
-    fresh = (pair for shard in shards for pair in zip(shard, _read_shard(folder / _shard_name(shard)), strict=True))
+    fresh = (pair for path, part in shards for pair in zip(part, _read_shard(path), strict=True))
     for user, cv in cvs.items():
         if cv not in shared:
             same, shared[cv] = next(fresh)
@@ -392,12 +492,14 @@ class _Findings:
     """Counts what passes on its way to the file."""
 
     def __init__(self) -> None:
+        self.rewards: list[list[float]] = []
         self.counts: Counter[str] = Counter()
         self.flagged: dict[str, list[str]] = {}
 
     def watch(self, rows: Iterator[tuple[str, str, Written]]) -> Iterator[tuple[str, int, str]]:
         for user, _, written in rows:
             self.counts["cvs_cut"] += written.cut > 0
+            self.rewards += written.rewards or []
             for number, (text, ended) in enumerate(zip(written.texts, written.ended, strict=True)):
                 self.counts["jds"] += 1
                 problem = parse_jd(text).problem
@@ -409,9 +511,9 @@ class _Findings:
 
     def report(self) -> dict[str, Any]:
         problems = {trouble: self.counts[trouble] for trouble in self.flagged}
-        return {
-            "jds": self.counts["jds"],
-            "cvs_cut": self.counts["cvs_cut"],
-            "problems": problems,
-            "flagged_first": self.flagged,
-        }
+        found = {"jds": self.counts["jds"], "cvs_cut": self.counts["cvs_cut"]}
+        if self.rewards:
+            rewards = np.array(self.rewards)  # (JDs, candidates of each)
+            found["mean_reward_of_kept"] = float(rewards.max(axis=1).mean())
+            found["mean_reward_of_all_candidates"] = float(rewards.mean())
+        return {**found, "problems": problems, "flagged_first": self.flagged}

@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import contextmanager
 
+import numpy as np
 import pandas as pd
 import pytest
 from tiny_lms import plain_tokenizer, tiny_model
@@ -15,18 +16,22 @@ from tiny_lms import plain_tokenizer, tiny_model
 from girl_recbole import llm
 from girl_recbole.atomic import DatasetFiles, read_generated, write_docs, write_interactions, write_users
 from girl_recbole.config import make_config
+from girl_recbole.embed import read_texts
 from girl_recbole.errors import ConfigError, DataError
 from girl_recbole.generate import (
     Completion,
     GenerateConfig,
     JDGenerator,
     LocalEngine,
+    Written,
     generate,
     generator_folder,
+    keep_best,
     trained_with,
 )
 from girl_recbole.manifest import read_manifest, text_hash, write_manifest
 from girl_recbole.prompts import make_prompt
+from girl_recbole.rewards import count_words, length_reward
 
 SETTINGS = {
     "max_cv_tokens": 40, "max_jd_tokens": 12, "temperature": 1.0, "gen_samples": 2, "gen_batch_size": 6,
@@ -150,6 +155,110 @@ def test_long_cvs_are_cut_counted_and_an_instruction_without_room_is_an_error(fi
     assert (report["cvs_cut"], report["distinct_cvs"]) == (10, 1)
     with pytest.raises(ConfigError, match="leave no room for a CV in the 512 tokens"):
         generate(files, config(tmp_path, max_jd_tokens=500))
+
+
+# ---------------------------------------------------------------------------------------------------------- best of n
+
+BEST = {"gen_best_of": 3, "rewards": {"length": 1.0}, "length_words": [8, 9]}
+
+
+def test_the_first_of_the_best_is_kept():
+    written = Written(list("abcdef"), [True, False] * 3, 7)
+    rewards = np.array([[0.5, 2.0, 2.0], [-1.0, -3.0, -2.0]])
+    kept = keep_best(written, rewards)
+    assert kept == Written(["b", "d"], [False, False], 7, rewards.tolist())
+
+
+def test_best_of_n_keeps_the_best_of_the_jds_that_plain_generation_writes(files, tmp_path):
+    """Sample i is the best of the samples 3 i ... 3 i + 2, by a slow loop."""
+    generate(files, config(tmp_path, gen_samples=6))
+    candidates = read_generated(files.gdoc("sft"))
+    report = generate(files, config(tmp_path, **BEST))
+    kept, everything = [], []
+
+    def reward(jd):
+        return length_reward(count_words(jd), 8, 9)
+
+    for user, jds in read_generated(files.gdoc("sft-best-of-3")).items():
+        for i, jd in enumerate(jds):
+            row = candidates[user][3 * i : 3 * i + 3]
+            assert jd == max(row, key=reward)  # max gives the first of equals
+            kept.append(reward(jd))
+            everything += map(reward, row)
+    assert (report["jds"], len(everything)) == (20, 60)
+    assert report["mean_reward_of_kept"] == pytest.approx(np.mean(kept))
+    assert report["mean_reward_of_all_candidates"] == pytest.approx(np.mean(everything))
+    assert np.mean(kept) > np.mean(everything) + 0.05
+    recorded = read_manifest(files.gdoc("sft-best-of-3"))["settings"]
+    assert (recorded["best_of"], len(recorded["rewards"])) == (3, 32)
+    assert read_texts(files, "gen.sft-best-of-3") == read_generated(files.gdoc("sft-best-of-3"))  # as embed reads it
+    assert "reused" in generate(files, config(tmp_path, **BEST))
+    assert "reused" not in generate(files, config(tmp_path, **BEST | {"length_words": [7, 9]}))
+
+
+def test_without_a_choice_nothing_changes(files, tmp_path):
+    """One candidate: the same bytes, settings and name, whatever the rewards."""
+    generate(files, config(tmp_path))
+    whole, recorded = files.gdoc("sft").read_bytes(), read_manifest(files.gdoc("sft"))["settings"]
+    assert not {"best_of", "rewards"} & recorded.keys()
+    assert "reused" in generate(files, config(tmp_path, rewards={}, gen_best_of=1))
+    report = generate(files, config(tmp_path, gen_as="plain.1"))
+    assert report["file"].endswith("toy.plain.1.gdoc")
+    assert files.gdoc("plain.1").read_bytes() == whole
+    assert "mean_reward_of_kept" not in report
+
+
+def test_retrieval_picks_by_the_first_seeker_of_a_cv_and_needs_a_match(files, tmp_path):
+    write_docs(files.idoc, [("j", "a b c d e f g h i"), ("k", "zz yy")], "item")
+    table = pd.DataFrame({"user_id": [f"u{i}" for i in range(9)], "item_id": "j", "label": 1.0})
+    write_interactions(files.stage("sft"), pd.concat([table, table[:1].assign(item_id="k", user_id="u13")]))
+    settings = {"gen_best_of": 4, "rewards": {"retrieval": 1.0}, "gen_as": "found"}
+    report = generate(files, config(tmp_path, **settings))  # u9, u10 and u12 have no match, and CVs of seekers before
+    assert report["mean_reward_of_kept"] > report["mean_reward_of_all_candidates"]
+    write_docs(files.udoc, [(f"u{i}", cv(i) if i != 11 else "Alone.") for i in range(14)], "user")
+    write_interactions(files.stage("reward"), table[:1].assign(user_id="u11"))
+    with pytest.raises(DataError, match=r"1 of 8 seekers have no matched job in toy\.sft\.inter \(u11\)"):
+        generate(files, config(tmp_path, gen_stages=["recommendation", "reward"], **settings))
+
+
+def test_best_of_n_resumes_and_does_not_mix_with_other_rewards(files, tmp_path, monkeypatch):
+    generate(files, config(tmp_path, **BEST))
+    path = files.gdoc("sft-best-of-3")
+    whole, manifest = path.read_bytes(), read_manifest(path)
+    path.unlink()
+    with _break_after(monkeypatch, 1), pytest.raises(Stop):
+        generate(files, config(tmp_path, **BEST))
+    with pytest.raises(DataError, match=r"1 finished shards .* \(rewards was \w+, now \w+\) and are not mixed in"):
+        generate(files, config(tmp_path, **BEST | {"rewards": {"format": 1.0}}))
+    report = generate(files, config(tmp_path, **BEST))
+    assert (report["shards"], report["shards_reused"]) == (2, 1)
+    assert path.read_bytes() == whole
+    for key in ("mean_reward_of_kept", "mean_reward_of_all_candidates"):
+        assert report[key] == manifest["report"][key]
+
+
+def test_best_of_n_needs_a_choice_a_reward_and_a_name_of_its_own(files, tmp_path):
+    for changed, said in [
+        ({"gen_best_of": 0}, "gen_best_of: 0; at least 1"),
+        ({**BEST, "temperature": 0.0}, "at temperature 0 all 3 candidates are the same"),
+        ({**BEST, "rewards": {"lenght": 1}}, "unknown reward 'lenght' - did you mean 'length'"),
+        ({**BEST, "gen_as": "sft"}, r"gen_as: 'sft' names the trained generator .* give these another"),
+        ({"gen_as": "a/b"}, "gen_as: 'a/b' cannot be a name"),
+        ({"gen_as": ""}, "gen_as: '' cannot be a name"),
+    ]:
+        with pytest.raises(ConfigError, match=said):
+            generate(files, config(tmp_path, **changed))
+    with pytest.raises(DataError, match=r"no such reward model\. Run `girl reward toy"):
+        generate(files, config(tmp_path, gen_best_of=2))
+    assert not list(files.folder.glob("*.gdoc*"))
+
+
+def test_whoever_takes_the_name_of_such_jds_for_a_generator_is_told_how_they_are_made(files, tmp_path):
+    with pytest.raises(DataError, match=r"run `girl generate toy --generator=sft --gen_best_of=16`"):
+        generate(files, config(tmp_path, generator="sft-best-of-16"))
+    generate(files, config(tmp_path, gen_as="chosen", **BEST))
+    with pytest.raises(DataError, match=r"run `girl generate toy --generator=sft --gen_as=chosen --gen_best_of=3`"):
+        generate(files, config(tmp_path, generator="chosen"))
 
 
 # ------------------------------------------------------------------------------------------------------------- errors
