@@ -14,6 +14,8 @@ import random
 import re
 from pathlib import Path
 
+from common import nearest_items
+
 import girl_recbole
 from girl_recbole.atomic import DatasetFiles, read_docs, read_generated, read_interactions, read_table
 
@@ -56,7 +58,7 @@ def main() -> None:
     truths = [wanted[user] for user in users]
     print(f"{'JD':28s} {'seekers':>6s} {'occupation':>11s} {'family':>7s}")
     line("random sft pair", [named(jds[draw.choice(pairs)[1]]) for _ in users], truths)
-    line("nearest sft CV", [named(jds[item]) for item in _nearest(pairs, users, cvs)], truths)
+    line("nearest sft CV", [named(jds[item]) for item in nearest_items(pairs, users, cvs)], truths)
     for sample in range(len(generated[users[0]])):
         line(f"generated, sample {sample}", [named(generated[user][sample]) for user in users], truths)
     several = [user for user in users if len(wanted[user]) > 1]
@@ -64,18 +66,6 @@ def main() -> None:
     known = {jds[item] for _, item in pairs}
     copies = sum(generated[user][0] in known for user in users) / len(users)
     print(f"sample 0 is word for word a JD of the sft stage: {copies:.3f}")
-
-
-def _nearest(pairs: list[tuple[str, str]], users: list[str], cvs: dict[str, str]) -> list[str]:
-    """For each seeker the first matched item of the sft seeker whose CV is nearest."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    first = dict(reversed(pairs))
-    vectorizer = TfidfVectorizer(sublinear_tf=True)
-    known = vectorizer.fit_transform([cvs[user] for user in first])
-    best = (vectorizer.transform([cvs[user] for user in users]) @ known.T).toarray().argmax(axis=1)
-    items = list(first.values())
-    return [items[i] for i in best]
 
 
 if __name__ == "__main__":

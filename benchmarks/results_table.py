@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
+from common import REPLICATES, difference_interval, interval
 
 ROWS: dict[str, tuple[str, dict]] = {
     "Base MLP": ("GIRLBaseMLP", {}),
@@ -49,7 +49,6 @@ PAIRS = (
     ("Enhanced Dot, generated JD", "control (Dot): another seeker's JD"),
 )
 METRICS = ("auc", "logloss", "ece")
-REPLICATES = 2000
 
 
 def main() -> None:
@@ -190,20 +189,16 @@ def weighted_auc(score: np.ndarray, label: np.ndarray, weight: np.ndarray) -> np
 
 def difference(a: list[dict], b: list[dict], replicates: int = REPLICATES) -> tuple[float, float, float]:
     """Mean over seeds of AUC(a) - AUC(b) and its 95 % interval; a, b: one dict of user, label, probability a seed."""
-    rng = np.random.default_rng(0)
-    seekers, where = np.unique(np.concatenate([run["user"] for run in a]), return_inverse=True)
-    where = np.split(where, np.cumsum([len(run["user"]) for run in a])[:-1])
-    drawn = rng.poisson(1.0, (replicates, len(seekers))).astype(float)
-    gaps, means = [], []
-    for one, two, at in zip(a, b, where, strict=True):
+    scores = [(one["probability"], two["probability"]) for one, two in zip(a, b, strict=True)]
+    for one, two in zip(a, b, strict=True):
         assert (one["user"] == two["user"]).all()
         assert (one["label"] == two["label"]).all()
-        scores = (one["probability"], two["probability"])
-        gaps.append(np.subtract(*(weighted_auc(score, one["label"], drawn[:, at]) for score in scores)))
-        means.append(np.subtract(*(weighted_auc(score, one["label"], np.ones((1, len(at)))) for score in scores))[0])
-    picked = rng.integers(0, len(gaps), (replicates, len(gaps)))
-    spread = np.take_along_axis(np.stack(gaps, axis=1), picked, axis=1).mean(axis=1)
-    return float(np.mean(means)), *map(float, np.quantile(spread, (0.025, 0.975)))
+
+    def gap(seed: int, weight: np.ndarray) -> np.ndarray:
+        return np.subtract(*(weighted_auc(score, a[seed]["label"], weight) for score in scores[seed]))
+
+    means = [gap(seed, np.ones((1, len(run["user"])))) for seed, run in enumerate(a)]
+    return float(np.mean(means)), *difference_interval([run["user"] for run in a], gap, replicates)
 
 
 def _tables(arguments, done: dict[tuple[str, str, int], dict], results: Path) -> str:
@@ -223,12 +218,12 @@ def _tables(arguments, done: dict[tuple[str, str, int], dict], results: Path) ->
         out += [f"## {split}", "", "| row | AUC | LogLoss | ECE |", "|---|---|---|---|"]
         for row in arguments.rows:
             lines = [done[row, split, seed] for seed in arguments.seeds]
-            cells = [_interval([line["test"][metric] for line in lines]) for metric in METRICS]
+            cells = [interval([line["test"][metric] for line in lines]) for metric in METRICS]
             out.append(f"| {row} | " + " | ".join(cells) + " |")
         for reference in ("prior", "oracle"):
             values = [done[arguments.rows[0], split, seed][reference] for seed in arguments.seeds]
             if all(values):
-                cells = [_interval([value[m] for value in values]) if m in values[0] else "" for m in METRICS]
+                cells = [interval([value[m] for value in values]) if m in values[0] else "" for m in METRICS]
                 out.append(f"| *{reference}* | " + " | ".join(cells) + " |")
         out += ["", "| difference in AUC | mean [95 %] | seeds above 0 |", "|---|---|---|"]
         for a, b in PAIRS:
@@ -240,14 +235,6 @@ def _tables(arguments, done: dict[tuple[str, str, int], dict], results: Path) ->
             out.append(f"| {a} − {b} | {mean:+.4f} [{low:+.4f}, {high:+.4f}] | {above} of {len(arguments.seeds)} |")
         out.append("")
     return "\n".join(out)
-
-
-def _interval(values, form: str = ".4f") -> str:
-    values = np.asarray(values, dtype=float)
-    if len(values) < 2:
-        return format(values.mean(), form)
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return f"{values.mean():{form}} ± {half:.4f}"
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ from girl_recbole.atomic import DatasetFiles, write_docs, write_interactions, wr
 from girl_recbole.config import load_properties, properties_file
 from girl_recbole.encoder import Encoder
 from girl_recbole.errors import ConfigError, DataError
+from girl_recbole.manifest import write_manifest
 from girl_recbole.prompts import make_prompt
-from girl_recbole.reward import RewardModel
+from girl_recbole.reward import RewardModel, _load, tokenizer_hash
 from girl_recbole.rewards import (
     Vocabulary,
     bm25_search,
@@ -290,8 +291,29 @@ def test_the_reward_model_can_be_handed_in_and_exchanged(files, reward_model):
     rewards.model = RewardModel(**{**vars(reward_model), "scale": 1.0})
     assert rewards(["u0"], ["cv"], ["jd"]).total == pytest.approx(2 * before)
     assert make_rewards(files, settings(rewards={"format": 1.0}), reward_model).model is None
+
+
+def test_the_reward_model_of_the_dataset_is_loaded(files, reward_model, tmp_path):
+    config = settings(saved_folder=str(tmp_path / "saved"))
     with pytest.raises(DataError, match=r"no such reward model\. Run `girl reward toy"):
-        make_rewards(files, settings())
+        make_rewards(files, config)
+    folder = tmp_path / "saved" / "toy" / "reward"
+    reward_model.model.save_pretrained(folder)
+    reward_model.tokenizer.save_pretrained(folder)
+    facts = {
+        "mean": 0.1, "scale": 2.0, "slope": 1.0, "intercept": 0.0, "layers": None, "seed": 0, "prompt_language": "en",
+        "max_cv_tokens": 40, "max_jd_tokens": 40,
+    }  # fmt: skip
+    (folder / "reward.json").write_text(json.dumps(facts))
+    stored = _load(folder, "fp32")
+    write_manifest(
+        folder, "reward_model", config={}, inputs=[files.stage("reward")], prompt=stored.prompt.id,
+        tokenizer=tokenizer_hash(stored.tokenizer), fingerprint=stored.fingerprint,
+    )  # fmt: skip
+    rewards = make_rewards(files, config)
+    scored = rewards(["u8", "u9"], ["A nurse.", "A cook."], ["Nurse", "Cook"], [True, False])
+    expected = reward_model.score(["A nurse.", "A cook."], ["Nurse", "Cook"], [True, False])
+    assert scored.total == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_score_that_is_no_number_names_seekers_and_part(files, reward_model):
