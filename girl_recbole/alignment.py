@@ -10,7 +10,6 @@ other stages are left out and counted.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import shutil
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from girl_recbole.atomic import DatasetFiles, atomic_write, read_docs, read_table, read_users
+from girl_recbole.atomic import DatasetFiles, read_docs, read_table, read_users
 from girl_recbole.errors import ConfigError, DataError, some_of
 from girl_recbole.generate import (
     TRAINED,
@@ -41,7 +40,6 @@ __all__ = [
     "save_generator",
     "save_weights",
     "settings_of_start",
-    "write_lines",
     "write_samples",
 ]
 
@@ -144,13 +142,6 @@ def write_samples(
         {"user_id": seeker.user, "jd": w.texts[0], "ended": w.ended[0], "problem": parse_jd(w.texts[0]).problem}
         for seeker, w in zip(seekers, written, strict=True)
     ]
-
-
-def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """JSON lines."""
-    with atomic_write(path) as file:
-        for line in lines:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def save_generator(

@@ -52,8 +52,9 @@ class Critic(nn.Module):
         return self.network.disable_adapter() if self.is_adapter else contextlib.nullcontext()
 
 
-def make_critic(reward_model: RewardModel, lora: tuple[int, int, float, str] | None) -> Critic:
-    """A critic that starts as ``reward_model``; ``lora``: (rank, alpha, dropout, targets) of an adapter on it."""
+def make_critic(reward_model: RewardModel, lora: tuple[int, int, float, str] | None, seed: int = 0) -> Critic:
+    """A critic that starts as ``reward_model``; ``lora``: (rank, alpha, dropout, targets) of an adapter on it, whose
+    first weights depend on ``seed``."""
     if lora is None:
         network = copy.deepcopy(reward_model.model)
         network.requires_grad_(True)
@@ -63,6 +64,7 @@ def make_critic(reward_model: RewardModel, lora: tuple[int, int, float, str] | N
     heads = [name for name in ("score", "classifier") if hasattr(reward_model.model, name)]
     config = llm.lora_config(*lora)
     config.task_type, config.modules_to_save = "SEQ_CLS", heads
+    torch.manual_seed(seed)
     network = peft.get_peft_model(reward_model.model, config)
     reward_model.model = network  # to be used inside frozen()
     return Critic(network, reward_model.mean, reward_model.scale, is_adapter=True)

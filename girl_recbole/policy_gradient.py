@@ -9,6 +9,10 @@ it), ``ref`` (the frozen SFT generator). Shapes: (B, T) over the tokens of B JDs
                      k1       mean_t d, unbiased too; may be negative
                      printed  mean_t (e^d - 1 - d), the paper's CE - 1 - log CE with CE = p_actor / p_SFT and tokens
                               from the actor; its expectation is chi^2(actor | SFT) - KL(actor | SFT), not KL
+                     As an estimate k3 is the best of the three, and it is what the log gives. As part of the reward, as
+                     Eq. (4) has it, only k1 will do: the gradient of E_actor[k] by score function alone is
+                     E[grad log p_actor . k], and that is grad KL for k1 (E[grad k1] = 0). For k3 it is about zero near
+                     the start, and it punishes tokens for having become rarer, which makes them rarer still.
     Eq. (4)  reward  r = U(C, J) - lambda KL                    one number a JD
     Eq. (5)  advantage  a = r - U_c(C, empty)                   one number a JD
     Eq. (6)  actor   L = - mean_t min(rho_t a, clip(rho_t, 1 - eps, 1 + eps) a),  rho = p_current / p_old

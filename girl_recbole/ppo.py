@@ -62,7 +62,6 @@ from girl_recbole.alignment import (
     save_generator,
     save_weights,
     settings_of_start,
-    write_lines,
     write_samples,
 )
 from girl_recbole.atomic import DatasetFiles
@@ -73,8 +72,9 @@ from girl_recbole.generate import check_language_model, check_least, claim, cv_r
 from girl_recbole.llm import LanguageModel
 from girl_recbole.manifest import file_hash, read_manifest
 from girl_recbole.prompts import Prompt
-from girl_recbole.reward import RewardModel, load_reward_model
+from girl_recbole.reward import RewardModel, load_reward_model, tokenizer_hash
 from girl_recbole.rewards import Rewards, make_rewards
+from girl_recbole.trainers import write_lines
 
 __all__ = ["PPO", "PPOConfig", "train", "trained_with"]
 
@@ -280,7 +280,8 @@ class PPO:
         seekers = [self.seekers[rows[i]] for i in mine]
         prompts = [self.prompts[rows[i]] for i in mine]
         with clock("rollout"):
-            sampled = self._sample(seekers, prompts)
+            numbers = [self.iteration * self.config.ppo_batch_size + i for i in mine]
+            sampled = self._sample(seekers, prompts, numbers)
         tokens = [s.ids + [s.stop] * s.ended for s in sampled]
         texts = [self.lm.tokenizer.decode(s.ids, skip_special_tokens=True).strip() for s in sampled]
         ended = [s.ended for s in sampled]
@@ -304,14 +305,15 @@ class PPO:
         everyone = accelerate.utils.gather_object(own) if world > 1 else own
         return [rollout for _, rollout in sorted(everyone, key=lambda pair: pair[0])]
 
-    def _sample(self, seekers: list[SeekerCV], prompts: list[list[int]]) -> list[llm.Sampled]:
+    def _sample(self, seekers: list[SeekerCV], prompts: list[list[int]], numbers: list[int]) -> list[llm.Sampled]:
+        """A JD each; ``numbers`` counts the run's samples, so that no two of a seeker are drawn alike."""
         config = self.config
         self.lm.model.eval()
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         done: dict[int, llm.Sampled] = {}
         for start in range(0, len(order), config.gen_batch_size):
             part = order[start : start + config.gen_batch_size]
-            keys = [[llm.sample_key(config.seed, seekers[i].cv, self.iteration)] for i in part]
+            keys = [[llm.sample_key(config.seed, seekers[i].cv, numbers[i])] for i in part]
             sampled = llm.sample(
                 self.lm, [prompts[i] for i in part], keys, max_new_tokens=config.max_jd_tokens,
                 temperature=config.rl_temperature, top_p=1.0, log_probs=True,
@@ -591,10 +593,13 @@ def train(files: DatasetFiles, config: PPOConfig) -> dict[str, Any]:
     settings = dataclasses.asdict(config)
     inputs = [path for path in (files.stage("rl"), files.stage("sft"), files.udoc) if path.exists()]
     seekers, left_out = read_seekers(files, config.rl_stages)
-    lm, prompt = load_start(files, config)
-    reward_model = load_reward_model(files, config, merge=True)
-    rewards = make_rewards(files, config)
+    # full training holds float32 weights and computes in lm_dtype
+    held = config if config.lora_rank else dataclasses.replace(config, lm_dtype="fp32")
+    lm, prompt = load_start(files, held)
+    reward_model = load_reward_model(files, held, merge=True)
     _check_same_language(reward_model, lm, prompt, config)
+    rewards = make_rewards(files, config, reward_model)  # one set of weights for reward and critic
+    rewards.check(seeker.user for seeker in seekers)
     made_from = {
         "start": lm.fingerprint, "rewards": rewards.fingerprint, "critic": reward_model.fingerprint,
         "inputs": {path.name: file_hash(path) for path in inputs},
@@ -605,12 +610,10 @@ def train(files: DatasetFiles, config: PPOConfig) -> dict[str, Any]:
         kept = {key: value for key, value in recorded.items() if key in _REPORTED}
         said = "all: trained already with these settings on these files; delete the folder to train again"
         return {"folder": str(folder), **kept, "reused": said}
-    if rewards.model is not None:
-        rewards.model = reward_model  # one set of weights for reward and critic
     limit = min(config.max_cv_tokens, cv_room(lm, prompt, config.max_jd_tokens))
     encoded = [prompt.encode(lm.tokenizer, seeker.cv, limit) for seeker in seekers]
     lora = (config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets) if config.lora_rank else None
-    ppo = PPO(lm, make_critic(reward_model, lora), rewards, seekers, [ids for ids, _ in encoded], config)
+    ppo = PPO(lm, make_critic(reward_model, lora, config.seed), rewards, seekers, [ids for ids, _ in encoded], config)
     if ppo.accelerator.is_main_process:
         free = ("ppo_iterations", "ppo_save_iterations", "ppo_sample_jds", "gen_batch_size", "reward_batch")
         fixed = {key: value for key, value in settings.items() if key not in free} | made_from
@@ -733,11 +736,8 @@ def _check_same_language(reward_model: RewardModel, lm: LanguageModel, prompt: P
         raise DataError(
             f"{reward_model.name}: trained with prompt {reward_model.prompt.id}, {lm.name} with {prompt.id}. {again}"
         )
-    ours, theirs = lm.tokenizer.get_vocab(), reward_model.tokenizer.get_vocab()
-    differing = {word for word, number in ours.items() if theirs.get(word) != number} | (theirs.keys() - ours.keys())
-    if differing or lm.tokenizer.eos_token_id != reward_model.tokenizer.eos_token_id:
+    if tokenizer_hash(lm.tokenizer) != tokenizer_hash(reward_model.tokenizer):
         raise DataError(
-            f"{reward_model.name}: its tokenizer differs from that of {lm.name} ({len(differing)} of {len(ours)} "
-            f"tokens, EOS {reward_model.tokenizer.eos_token!r} and {lm.tokenizer.eos_token!r}), but the critic reads "
-            f"the actor's tokens. {again}"
+            f"{reward_model.name}: its tokenizer is not that of {lm.name} ({len(reward_model.tokenizer)} and "
+            f"{len(lm.tokenizer)} tokens), but the critic reads the actor's tokens. {again}"
         )

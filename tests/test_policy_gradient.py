@@ -45,6 +45,21 @@ def test_k3_has_the_expectation_kl_and_the_printed_form_has_not(seed):
     assert abs(expectation["printed"] - kl) > 0.1 * kl
 
 
+def test_only_k1_in_the_reward_has_the_gradient_of_the_kl():
+    """Descent on E[k] by score function, E[grad log p . k], over a policy that can be listed, against autograd of KL."""
+    ref = torch.log_softmax(torch.tensor([0.0, 0.5, -1.0, 0.2], dtype=torch.float64), 0)
+    theta = torch.tensor([0.1, -0.6, -0.7, 0.9], dtype=torch.float64, requires_grad=True)
+    actor = torch.log_softmax(theta, 0)
+    (true,) = torch.autograd.grad((actor.exp() * (actor - ref)).sum(), theta, retain_graph=True)
+    by_score = {}
+    for name in pg.KL_ESTIMATORS:
+        k = pg.kl_terms(actor, ref, name).detach()
+        (by_score[name],) = torch.autograd.grad((actor.exp().detach() * k * actor).sum(), theta, retain_graph=True)
+    assert torch.allclose(by_score["k1"], true)
+    cosine = torch.nn.functional.cosine_similarity(by_score["k3"], true, dim=0)
+    assert cosine < 0  # it pushes away
+
+
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=8), st.lists(st.floats(-5, 5), min_size=8, max_size=8))
 def test_k3_and_printed_are_never_negative_and_mirror_each_other(a, b):
     actor, ref = torch.tensor([a], dtype=torch.float64), torch.tensor([b[: len(a)]], dtype=torch.float64)
