@@ -40,6 +40,7 @@ __all__ = [
     "save_generator",
     "save_weights",
     "settings_of_start",
+    "true_match_watch",
     "write_samples",
 ]
 
@@ -116,6 +117,23 @@ def read_seekers(files: DatasetFiles, stages: Iterable[str] | str) -> tuple[list
     for user in users:
         distinct.setdefault(docs[user], user)
     return [SeekerCV(user, cv) for cv, user in distinct.items()], left_out
+
+
+def true_match_watch(files: DatasetFiles) -> Callable[[Sequence[str], Sequence[str]], dict[str, float]] | None:
+    """For a simulated market: (seekers, JDs) -> the mean true probability of a match, for the log alone, to show where
+    the reward rises and what it stands for does not. None for other datasets."""
+    if not files.path("truth.npz").exists():
+        return None
+    from girl_recbole.market.judge import true_probability
+    from girl_recbole.market.simulation import read_truth
+
+    truth = read_truth(files)
+
+    def watch(users: Sequence[str], jds: Sequence[str]) -> dict[str, float]:
+        probability, readable = true_probability(truth, users, jds)
+        return {"true_probability": float(probability.mean()), "readable": float(readable.mean())}
+
+    return watch
 
 
 def save_weights(model: Any, tokenizer: Any, folder: Path, start: Path) -> None:

@@ -6,6 +6,7 @@ Every stage takes ``--key=value`` for the keys of its config, ``--config FILE`` 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import logging
@@ -19,7 +20,7 @@ import typer
 
 from girl_recbole import __version__
 from girl_recbole.atomic import DatasetFiles
-from girl_recbole.config import make_config, properties_file
+from girl_recbole.config import check_keys, make_config, overrides_by_key, properties_file
 from girl_recbole.errors import ConfigError, GirlError
 
 __all__ = ["app", "main"]
@@ -66,7 +67,7 @@ def simulate(
     from girl_recbole.market import sizes_for
 
     sizes = sizes_for(seekers, jobs) if seekers or jobs else {}
-    _run("simulate", context, name, data_path, config, preset=preset and f"market/{preset}", overrides=sizes)
+    _run("simulate", context.args, name, data_path, config, preset=preset and f"market/{preset}", overrides=sizes)
 
 
 @app.command(context_settings=_STAGE)
@@ -78,13 +79,13 @@ def prepare(
     config: _Config = [],  # noqa: B006
 ):
     """Turn raw CVs, jobs and feedback into a dataset; say what was read, kept and dropped, and why."""
-    _run("prepare", context, name, data_path, config, source=source)
+    _run("prepare", context.args, name, data_path, config, source=source)
 
 
 @app.command(context_settings=_STAGE)
 def split(context: typer.Context, name: _Name, data_path: _DataPath = Path("dataset"), config: _Config = []):  # noqa: B006
     """Cut the recommendation stage into train, valid and test: warm, cold or cold_strict."""
-    _run("split", context, name, data_path, config)
+    _run("split", context.args, name, data_path, config)
 
 
 @app.command(context_settings=_STAGE)
@@ -96,7 +97,7 @@ def sft(
     config: _Config = [],  # noqa: B006
 ):
     """Fine-tune a language model on matched CV-JD pairs: GIRL's first stage."""
-    _run("sft", context, name, data_path, config, preset=f"generator/{preset}")
+    _run("sft", context.args, name, data_path, config, preset=f"generator/{preset}")
 
 
 @app.command(context_settings=_STAGE)
@@ -108,7 +109,7 @@ def reward(
     config: _Config = [],  # noqa: B006
 ):
     """Train the reward model on recruiters' answers, matched against mismatched jobs: GIRL's second stage."""
-    _run("reward", context, name, data_path, config, preset=f"generator/{preset}")
+    _run("reward", context.args, name, data_path, config, preset=f"generator/{preset}")
 
 
 @app.command(context_settings=_STAGE)
@@ -121,7 +122,7 @@ def score(
     config: _Config = [],  # noqa: B006
 ):
     """Ask the reward model how well JDs fit a CV: score (1 = one sd between a seeker's offers), probability."""
-    _run("score", context, name, data_path, config, cv=cv, jds=jd)
+    _run("score", context.args, name, data_path, config, cv=cv, jds=jd)
 
 
 @app.command(context_settings=_STAGE)
@@ -133,7 +134,7 @@ def ppo(
     config: _Config = [],  # noqa: B006
 ):
     """Align a generator with the reward by PPO on CVs alone: GIRL's third stage."""
-    _run("ppo", context, name, data_path, config, preset=f"generator/{preset}")
+    _run("ppo", context.args, name, data_path, config, preset=f"generator/{preset}")
 
 
 @app.command(context_settings=_STAGE)
@@ -145,7 +146,7 @@ def grpo(
     config: _Config = [],  # noqa: B006
 ):
     """Align a generator with the same reward by TRL's GRPO: advantages within a group of JDs, no critic."""
-    _run("grpo", context, name, data_path, config, preset=f"generator/{preset}")
+    _run("grpo", context.args, name, data_path, config, preset=f"generator/{preset}")
 
 
 @app.command(context_settings=_STAGE)
@@ -157,7 +158,7 @@ def rloo(
     config: _Config = [],  # noqa: B006
 ):
     """Align a generator with the same reward by TRL's RLOO: a leave-one-out baseline, no critic."""
-    _run("rloo", context, name, data_path, config, preset=f"generator/{preset}")
+    _run("rloo", context.args, name, data_path, config, preset=f"generator/{preset}")
 
 
 @app.command(context_settings=_STAGE)
@@ -169,7 +170,28 @@ def dpo(
     config: _Config = [],  # noqa: B006
 ):
     """Align a generator by TRL's DPO, on recruiters' answers or on its own best and worst JDs by reward."""
-    _run("dpo", context, name, data_path, config, preset=f"generator/{preset}")
+    _run("dpo", context.args, name, data_path, config, preset=f"generator/{preset}")
+
+
+@app.command(context_settings=_STAGE)
+def align(
+    context: typer.Context,
+    name: _Name,
+    preset: _Preset = "tiny",
+    data_path: _DataPath = Path("dataset"),
+    config: _Config = [],  # noqa: B006
+):
+    """All of GIRL in one command: sft, reward, ppo, then a JD for every CV; what is done already is not done again."""
+    stages = ("sft", "reward", "ppo", "generate")
+    given, known = overrides_by_key(context.args), {stage: set(_keys_of(stage)) for stage in stages}
+    check_keys(given, set().union(*known.values()), "girl align (its keys are those of sft, reward, ppo and generate)")
+    aligned = given.pop("generator", "--generator=ppo")
+    start = given.get("start_generator", "--start_generator=sft").partition("=")[2]
+    for stage in stages:
+        arguments = [argument for key, argument in given.items() if key in known[stage]]
+        arguments += {"sft": [f"--generator={start}"], "ppo": [aligned], "generate": [aligned]}.get(stage, [])
+        print(f"--- girl {stage} {name}", flush=True)
+        _run(stage, arguments, name, data_path, config, preset=f"generator/{preset}")
 
 
 @app.command(context_settings=_STAGE)
@@ -183,13 +205,13 @@ def generate(
 ):
     """Write n JDs for every CV with a trained generator, by the limits of its training; resumes where it stopped."""
     samples = {} if n is None else {"gen_samples": n}
-    _run("generate", context, name, data_path, config, preset=f"generator/{preset}", overrides=samples)
+    _run("generate", context.args, name, data_path, config, preset=f"generator/{preset}", overrides=samples)
 
 
 @app.command(context_settings=_STAGE)
 def embed(context: typer.Context, name: _Name, data_path: _DataPath = Path("dataset"), config: _Config = []):  # noqa: B006
     """Encode CVs, JDs and generated JDs, each distinct text once."""
-    _run("embed", context, name, data_path, config)
+    _run("embed", context.args, name, data_path, config)
 
 
 @app.command()
@@ -211,14 +233,11 @@ def run(context: typer.Context):
 @app.command()
 def keys(stage: Annotated[str, typer.Argument(help="simulate, prepare, split, sft, generate or embed")]):
     """List the --key=value properties of a stage: type, unit, meaning and default."""
-    import dataclasses
-
     from girl_recbole.config import documented_keys
 
     if stage not in _STAGES:
         raise ConfigError(f"{stage!r} is no stage; the stages are {', '.join(_STAGES)}.")
-    module, _, kind = _STAGES[stage]
-    fields = {field.name for field in dataclasses.fields(getattr(importlib.import_module(module), kind))}
+    fields = _keys_of(stage)
     for key, default, meaning in documented_keys():
         if key in fields:
             print(f"--{key}={default}\n    {meaning}")
@@ -248,8 +267,14 @@ def main() -> None:
         sys.exit(130)
 
 
-def _run(stage: str, context: typer.Context, name: str, data_path: Path, config: list[Path],
-         preset: str | None = None, overrides: dict[str, Any] | None = None, **arguments: Any) -> None:  # fmt: skip
+def _keys_of(stage: str) -> list[str]:
+    """The keys of a stage's config."""
+    module, _, kind = _STAGES[stage]
+    return [field.name for field in dataclasses.fields(getattr(importlib.import_module(module), kind))]
+
+
+def _run(stage: str, arguments: list[str], name: str, data_path: Path, config: list[Path],
+         preset: str | None = None, overrides: dict[str, Any] | None = None, **more: Any) -> None:  # fmt: skip
     module_name, verb, kind = _STAGES[stage]
     module = importlib.import_module(module_name)
     files = _files(name, data_path, new=stage in ("simulate", "prepare"))
@@ -259,12 +284,12 @@ def _run(stage: str, context: typer.Context, name: str, data_path: Path, config:
         raise ConfigError(f"--preset {Path(preset).name}: no such file; shipped: {', '.join(shipped)}.")
     fill = functools.partial(
         make_config, getattr(module, kind), dataset=name, preset=preset, files=config, overrides=overrides,
-        arguments=context.args, where=f"girl {stage} (its keys: girl keys {stage})",
+        arguments=arguments, where=f"girl {stage} (its keys: girl keys {stage})",
     )  # fmt: skip
     filled = fill()
     if hasattr(module, "trained_with"):
         filled = fill(recorded=module.trained_with(files, filled))
-    _show(getattr(module, verb)(files, filled, **arguments))
+    _show(getattr(module, verb)(files, filled, **more))
 
 
 def _files(name: str, data_path: Path, new: bool = False) -> DatasetFiles:

@@ -26,6 +26,7 @@ __all__ = [
     "known_keys",
     "load_properties",
     "make_config",
+    "overrides_by_key",
     "parse_overrides",
     "parse_value",
     "properties_file",
@@ -108,6 +109,11 @@ def parse_value(text: str) -> Any:
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     """``["--a=1", "--b", "x=y"]`` -> ``{"a": 1, "b": "x=y"}``. The last of a repeated key wins."""
     return {key: parse_value(value) for key, value in _split_arguments(arguments).items()}
+
+
+def overrides_by_key(arguments: Sequence[str]) -> dict[str, str]:
+    """``["--a=1", "--b", "2"]`` -> ``{"a": "--a=1", "b": "--b=2"}``: to hand each on as it was given."""
+    return {key: f"--{key}={value}" for key, value in _split_arguments(arguments).items()}
 
 
 def _split_arguments(arguments: Sequence[str]) -> dict[str, str]:

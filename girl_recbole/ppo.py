@@ -41,7 +41,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ from girl_recbole.alignment import (
     save_generator,
     save_weights,
     settings_of_start,
+    true_match_watch,
     write_samples,
 )
 from girl_recbole.atomic import DatasetFiles
@@ -77,6 +78,8 @@ from girl_recbole.rewards import Rewards, make_rewards
 from girl_recbole.trainers import write_lines
 
 __all__ = ["PPO", "PPOConfig", "train", "trained_with"]
+
+Watch = Callable[[Sequence[str], Sequence[str]], dict[str, float]]
 
 log = logging.getLogger(__name__)
 
@@ -185,6 +188,7 @@ class PPO:
 
     ``seekers``: the CVs to learn from, with their prompts as token ids. ``rewards``: called with ids, CVs, JDs and
     whether each ended by itself; while it is, the weights that it may share with ``critic`` are the reward model's.
+    ``watch``: more values for the log, which nothing learns from.
     """
 
     def __init__(
@@ -195,7 +199,9 @@ class PPO:
         seekers: Sequence[SeekerCV],
         prompts: Sequence[list[int]],
         config: PPOConfig,
+        watch: Watch | None = None,
     ) -> None:
+        self.watch = watch
         self.lm, self.rewards, self.seekers, self.prompts, self.config = lm, rewards, seekers, prompts, config
         mixed = "bf16" if config.lm_dtype == "bf16" else "no"
         self.accelerator = accelerate.Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=mixed)
@@ -249,6 +255,7 @@ class PPO:
         line = {
             "iteration": self.iteration,
             **described,
+            **(self.watch([r.user for r in batch], [r.text for r in batch]) if self.watch else {}),
             "kl_coef": self.kl_coef,
             **learned,
             "samples": [{"user_id": r.user, "jd": r.text, "score": r.score} for r in batch[:2]],
@@ -613,7 +620,15 @@ def train(files: DatasetFiles, config: PPOConfig) -> dict[str, Any]:
     limit = min(config.max_cv_tokens, cv_room(lm, prompt, config.max_jd_tokens))
     encoded = [prompt.encode(lm.tokenizer, seeker.cv, limit) for seeker in seekers]
     lora = (config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets) if config.lora_rank else None
-    ppo = PPO(lm, make_critic(reward_model, lora, config.seed), rewards, seekers, [ids for ids, _ in encoded], config)
+    ppo = PPO(
+        lm,
+        make_critic(reward_model, lora, config.seed),
+        rewards,
+        seekers,
+        [ids for ids, _ in encoded],
+        config,
+        true_match_watch(files),
+    )
     if ppo.accelerator.is_main_process:
         free = ("ppo_iterations", "ppo_save_iterations", "ppo_sample_jds", "gen_batch_size", "reward_batch")
         fixed = {key: value for key, value in settings.items() if key not in free} | made_from
