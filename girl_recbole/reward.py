@@ -28,7 +28,10 @@ What is reported, on held-out seekers (whole CV texts, chosen by hash):
                            (J+, J-) oriented at random, in 10 bins
     logloss, prior         of the calibrated probability on all rows, by cross-fitting over seekers; entropy of the rate
 
-The training loop is TRL's RewardTrainer on examples that we tokenize ourselves. ``reward_base: generator`` starts from
+The training loop is TRL's RewardTrainer on examples that we tokenize ourselves. A seeker's pairs stay together in a
+batch, where each of his sequences is read once however many pairs it is in: half the work, and his jobs are not met
+again and again within an epoch (as Ouyang et al. 2022, arXiv:2203.02155, do with all comparisons of a prompt).
+``reward_base: generator`` starts from
 the trained generator, LoRA merged, cut to its ``reward_layers`` lower layers; or any causal LM by name or folder. Its
 head starts small and random, by the seed.
 
@@ -52,7 +55,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import accelerate
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -78,6 +80,7 @@ from girl_recbole.trainers import (
     fit,
     guarded,
     last_checkpoint,
+    this_process,
     training_arguments,
     write_lines,
 )
@@ -97,7 +100,6 @@ log = logging.getLogger(__name__)
 
 _BINS, _FOLDS = 10, 5  # of the ECE; of the cross-fitted calibration
 _FACTS = "reward.json"
-_RECORDED = ("max_cv_tokens", "max_jd_tokens", "prompt_language", "lm_dtype")
 
 
 @dataclass(frozen=True)
@@ -464,27 +466,26 @@ def train(files: DatasetFiles, config: RewardConfig) -> dict[str, Any]:
     work = folder.with_name(folder.name + ".checkpoints")
     inputs = [files.stage("reward"), files.udoc, files.idoc]
     hashes = {path.name: file_hash(path) for path in inputs if path.exists()}
-    settings, base = dataclasses.asdict(config), config.reward_base
-    if base == "generator":
-        generator = generator_folder(config.saved_folder, files.name, config.start_generator)
-        base = (read_manifest(generator) or {}).get("fingerprint")
+    settings = dataclasses.asdict(config)
     recorded = (read_manifest(folder) if folder.exists() else None) or {}
     if recorded.get("kind", "reward_model") != "reward_model":
         raise ConfigError(f"reward_model: {folder} holds a {recorded['kind']}; give the reward model another name.")
-    same = recorded.get("config") == json.loads(json.dumps(settings)) and recorded.get("base") == base
-    if same and recorded.get("inputs") == hashes:
+    same = recorded.get("config") == json.loads(json.dumps(settings)) and recorded.get("inputs") == hashes
+    if same and recorded["base_fingerprint"] == _fingerprint_now(files, config, recorded):
         said = "all: trained already with these settings on these files; delete the folder to train again"
         return {"folder": str(folder), **recorded["report"], "reused": said}
-    process = accelerate.PartialState()
+    process = this_process()
     answers = read_answers(files)
-    if process.is_main_process:
-        done = 1 if last_checkpoint(work) else 0
-        claim(work, settings | hashes | {"base": base}, done, "checkpoints", "girl reward")
-    process.wait_for_everyone()
     training, held = hold_out(answers, config.reward_eval_share, config.seed, "reward_eval_share")
     pairs, held_pairs = (draw_pairs(part, config.max_pairs_per_cv, config.seed) for part in (training, held))
     _check_pairs(inputs[0], answers, training, pairs)
+    if held and not held_pairs:
+        log.warning("no held-out seeker has jobs of both kinds, so no accuracy is known; raise reward_eval_share")
     lm = _base(files, config)
+    if process.is_main_process:
+        done = 1 if last_checkpoint(work) else 0
+        claim(work, settings | hashes | {"base": lm.fingerprint}, done, "checkpoints", "girl reward")
+    process.wait_for_everyone()
     prompt = make_prompt(config.prompt_language, lm.tokenizer)
     cv_room(lm, prompt, config.max_jd_tokens)
     before = RewardModel(
@@ -516,20 +517,21 @@ def train(files: DatasetFiles, config: RewardConfig) -> dict[str, Any]:
     raw[used] = model.raw([sequences[i] for i in used], size)
     mean, scale = normalisation(raw[used], [training[i].user for i in used])
     held_raw = model.raw(held_sequences, size)
-    calibrated = (held_raw, held) if held_raw.size else (raw[used], [training[i] for i in used])
-    slope, intercept = fit_platt((calibrated[0] - mean) / scale, [answer.matched for answer in calibrated[1]])
+    on_held = len({answer.matched for answer in held}) == 2
+    known, labelled = (held_raw, held) if on_held else (raw[used], [training[i] for i in used])
+    slope, intercept = fit_platt((known - mean) / scale, [answer.matched for answer in labelled])
     _write_facts(partial, config, mean, scale, slope, intercept)
     users = by_seeker(answers)
     report = {
         "seekers": len(users),
         "seekers_of_one_kind": sum(not (matched and mismatched) for matched, mismatched in users.values()),
-        "training_pairs": len(pairs),
         "training_seekers": len({training[a].user for a, _ in pairs}),
         **cut,
         "parameters": sum(p.numel() for p in model.model.parameters()),
         "trained_parameters": trained,
         "training": _judge_pairs(raw, pairs),
         "held_out": judge(held_raw, held, config.seed) if held else None,
+        "calibrated_on": "held-out seekers" if on_held else "training seekers",
         "mean": mean,
         "scale": scale,
     }
@@ -542,7 +544,7 @@ def train(files: DatasetFiles, config: RewardConfig) -> dict[str, Any]:
         folder, "reward_model", config=settings, inputs=inputs, seed=config.seed, wall_time_s=seconds,
         prompt=prompt.id, tokenizer=tokenizer_hash(model.tokenizer),
         fingerprint=_fingerprint(folder, model.tokenizer, lm.fingerprint if config.lora_rank else ""),
-        base=base, base_fingerprint=lm.fingerprint, report=report,
+        base_fingerprint=lm.fingerprint, report=report,
     )  # fmt: skip
     shutil.rmtree(work)
     return {"folder": str(folder), **report, "wall_time_s": seconds}
@@ -577,6 +579,14 @@ def _check_pairs(path: Path, answers: list[Answer], training: list[Answer], pair
             f"{len({a.user for a in training} & {u for u, (m, k) in users.items() if m and k})} are not held out, and "
             f"their matched and mismatched JDs are equal texts. Lower reward_eval_share, or correct the texts."
         )
+
+
+def _fingerprint_now(files: DatasetFiles, config: RewardConfig, recorded: dict[str, Any]) -> str | None:
+    """That of the generator to start from; of another base, which is not loaded for this, the recorded one."""
+    if config.reward_base != "generator":
+        return recorded["base_fingerprint"]
+    generator = generator_folder(config.saved_folder, files.name, config.start_generator)
+    return (read_manifest(generator) or {}).get("fingerprint")
 
 
 def _base(files: DatasetFiles, config: RewardConfig) -> LanguageModel:
@@ -625,9 +635,24 @@ def _fit(
         return f"a batch of the seekers {some_of(seekers)}"
 
     class Trainer(guarded(trl.RewardTrainer, "reward_learning_rate", whose)):
+        """Pairs of a seeker share batches, and a sequence that several pairs of a batch have is read once."""
+
         def _get_train_sampler(self, train_dataset=None):
-            lengths = [len(example["chosen_ids"]) + len(example["rejected_ids"]) for example in examples]
-            return LengthSampler(lengths, config.reward_batch_size, config.seed)
+            lengths = [max(len(example["chosen_ids"]), len(example["rejected_ids"])) for example in examples]
+            return LengthSampler(
+                lengths, config.reward_batch_size, config.seed,
+                groups=[users_of[tuple(example["chosen_ids"])] for example in examples],
+            )  # fmt: skip
+
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            first, which = _distinct(inputs["input_ids"])
+
+            def read_once(input_ids, attention_mask, **more):
+                out = model(input_ids=input_ids[first], attention_mask=attention_mask[first], **more)
+                out.logits = out.logits[which]
+                return out
+
+            return super().compute_loss(read_once, inputs, *args, **kwargs)
 
     arguments = trl.RewardConfig(
         **training_arguments(config, "reward", folder, bool(held)),
@@ -641,6 +666,14 @@ def _fit(
     )  # fmt: skip
     fit(trainer, folder)
     return trainer
+
+
+def _distinct(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(U,) where each distinct row of (B, T) comes first, and (B,) which of them each row is."""
+    distinct, which = torch.unique(rows, dim=0, return_inverse=True)
+    places = torch.arange(len(rows), device=rows.device)
+    first = torch.full((len(distinct),), len(rows), device=rows.device).scatter_reduce(0, which, places, "amin")
+    return first, which
 
 
 # ------------------------------------------------------------------------------------------------------------- judging
@@ -685,8 +718,7 @@ def judge(raw: np.ndarray, answers: Sequence[Answer], seed: int) -> dict[str, An
 
 def _judge_pairs(raw: np.ndarray, pairs: Any) -> dict[str, Any]:
     pairs = np.asarray(pairs)
-    margin = raw[pairs[:, 0]] - raw[pairs[:, 1]]
-    loss = float(np.logaddexp(0.0, -margin).mean())  # Eq. (2)
+    loss = pairwise_loss(torch.from_numpy(raw[pairs[:, 0]]), torch.from_numpy(raw[pairs[:, 1]])).item()
     return {"pairs": len(pairs), "loss": loss, "pairwise_accuracy": float(_wins(raw, pairs).mean())}
 
 

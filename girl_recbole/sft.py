@@ -36,7 +36,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import accelerate
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -62,6 +61,7 @@ from girl_recbole.trainers import (
     check_training,
     fit,
     last_checkpoint,
+    this_process,
     training_arguments,
     write_lines,
 )
@@ -217,7 +217,7 @@ def train(files: DatasetFiles, config: SFTConfig) -> dict[str, Any]:
         kept = {key: value for key, value in recorded.items() if key in _REPORTED}
         said = "all: trained already with these settings on these files; delete the folder to train again"
         return {"folder": str(folder), **kept, "reused": said}
-    process = accelerate.PartialState()
+    process = this_process()
     pairs, mismatched = read_pairs(files)
     if process.is_main_process:
         claim(work, settings | hashes, 1 if last_checkpoint(work) else 0, "checkpoints", "girl sft")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import numpy as np
 import torch
 import transformers
@@ -29,11 +30,17 @@ __all__ = [
     "fit",
     "guarded",
     "last_checkpoint",
+    "this_process",
     "training_arguments",
     "write_lines",
 ]
 
 log = logging.getLogger(__name__)
+
+
+def this_process() -> accelerate.PartialState:
+    """Which of the processes of `accelerate launch` this is. Without a GPU they talk by gloo, if accelerate is told."""
+    return accelerate.PartialState(cpu=not torch.cuda.is_available())
 
 
 def check_training(config: Any, stage: str) -> None:
@@ -152,25 +159,34 @@ def guarded(trainer: type, rate: str, ids: Callable[[dict[str, Any]], str]) -> t
 class LengthSampler(torch.utils.data.Sampler):
     """Batches of like lengths in random order, the same for a seed and an epoch, whether a run was resumed or not.
 
-    All indices are shuffled, sorted by length within windows of 50 batches, and the batches are shuffled.
+    All indices are shuffled, sorted by length within windows of 50 batches, and the batches are shuffled. ``groups``:
+    one name an index; indices of one name stay side by side, so that most of them share a batch.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed, self.epoch = np.array(lengths), batch_size, seed, 0
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, seed: int, groups: Sequence[Any] | None = None
+    ) -> None:  # fmt: skip
+        self.size, self.batch_size, self.seed, self.epoch = len(lengths), batch_size, seed, 0
+        together: dict[Any, list[int]] = {}
+        for index, group in enumerate(range(len(lengths)) if groups is None else groups):
+            together.setdefault(group, []).append(index)
+        self.groups = list(together.values())
+        self.lengths = np.array([max(lengths[i] for i in group) for group in self.groups])
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return self.size
 
     def __iter__(self):
         random = np.random.default_rng((self.seed, self.epoch))
-        order = random.permutation(len(self.lengths))
-        window = 50 * self.batch_size
-        for start in range(0, len(order), window):
-            part = order[start : start + window]
-            order[start : start + window] = part[np.argsort(self.lengths[part], kind="stable")]
+        shuffled = random.permutation(len(self.groups))
+        window = max(1, 50 * self.batch_size * len(self.groups) // max(self.size, 1))
+        for start in range(0, len(shuffled), window):
+            part = shuffled[start : start + window]
+            shuffled[start : start + window] = part[np.argsort(self.lengths[part], kind="stable")]
+        order = np.array([index for group in shuffled for index in self.groups[group]], dtype=np.int64)
         whole = len(order) // self.batch_size * self.batch_size  # a smaller last batch stays last
         batches = random.permutation(order[:whole].reshape(-1, self.batch_size))
         yield from batches.ravel().tolist()
