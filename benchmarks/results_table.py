@@ -2,11 +2,17 @@
 
     python benchmarks/results_table.py jobrec-sim --splits warm cold --markdown docs/results/jobrec-sim.md
 
+    python benchmarks/results_table.py jobrec-sim --generators sft=sft-s{seed} ppo=ppo-s{seed} --markdown FILE
+
+The second form has a row for each generator and model instead: the JDs of NAME.<generator>.gdoc, where ``{seed}`` in a
+generator's name is the seed of the row, so that the intervals speak of other generators too. Each row is compared with
+the base and with the first generator.
+
 Seed s redraws the split (``girl split`` with split_seed s and suffix s<s>; warm, which is cut by time, stays the same
-cut, cold draws other seekers), the initialisation, the order of the batches and the dropout. The generator and its JDs
-are the same for every seed, so no interval here speaks of another generator. Every run is one line of the results file
-and one file of test scores; a run that is there, of the same code and data, is not done again: kill the script and
-start it anew at any time.
+cut, cold draws other seekers), the initialisation, the order of the batches and the dropout. In the first form the
+generator and its JDs are the same for every seed, so no interval speaks of another generator. Every run is one line of
+the results file and one file of test scores; a run that is there, of the same code and data, is not done again: kill
+the script and start it anew at any time.
 
 Interval of a row: the 95 % t-interval of its mean over seeds. Interval of a difference: both rows are scored on the
 same test pairs of the same seeds, and 2,000 bootstrap replicates draw seeds and, with Poisson(1) weights that all seeds
@@ -64,7 +70,16 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=None, help="default: saved/results-DATASET.jsonl")
     parser.add_argument("--markdown", type=Path, default=None, help="write the tables here as well")
     parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="overrides for every run")
+    parser.add_argument("--generators", nargs="+", default=[], metavar="label=name", help="rows by generator")
+    parser.add_argument("--models", nargs="+", default=["MLP", "Dot"], choices=["MLP", "Dot"], help="with --generators")
     arguments = parser.parse_args()
+    rows, pairs = (
+        (ROWS, PAIRS)
+        if not arguments.generators
+        else generator_rows(dict(item.split("=", 1) for item in arguments.generators), arguments.models)
+    )
+    if arguments.generators:
+        arguments.rows = list(rows)
 
     from girl_recbole.config import parse_overrides
 
@@ -81,7 +96,16 @@ def main() -> None:
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(arguments.jobs, context, initializer=_one_thread) as pool:
             pending = [
-                pool.submit(_run, arguments.dataset, arguments.data_path, *key, extra, state, _scores(results, key))
+                pool.submit(
+                    _run,
+                    arguments.dataset,
+                    arguments.data_path,
+                    rows[key[0]],
+                    *key,
+                    extra,
+                    state,
+                    _scores(results, key),
+                )
                 for key in missing
             ]
             for count, future in enumerate(concurrent.futures.as_completed(pending), start=1):
@@ -91,13 +115,30 @@ def main() -> None:
                 print(f"[{count}/{len(missing)}] {line['split']} seed {line['seed']} {line['row']}: "
                       f"AUC {line['test']['auc']:.4f} in {line['seconds']:.0f} s", flush=True)  # fmt: skip
         done = _read(results, extra, state)
-    text = _tables(arguments, done, results)
+    text = _tables(arguments, pairs, done, results)
     print(text)
     if arguments.markdown:
         from girl_recbole.atomic import atomic_write
 
         with atomic_write(arguments.markdown) as file:
             file.write(text)
+
+
+def generator_rows(generators: dict[str, str], models: list[str]) -> tuple[dict, list[tuple[str, str]]]:
+    """Rows and comparisons of the second form; ``generators``: label -> name of the generator."""
+    rows: dict[str, tuple[str, dict]] = {}
+    pairs: list[tuple[str, str]] = []
+    first = next(iter(generators))
+    for model in models:
+        base = f"Base {model}"
+        rows[base] = (f"GIRLBase{model}", {})
+        for label, name in generators.items():
+            row = f"Enhanced {model}, {label}"
+            rows[row] = (f"GIRLEnhanced{model}", {"generator": name})
+            pairs.append((row, base))
+            if label != first:
+                pairs.append((row, f"Enhanced {model}, {first}"))
+    return rows, pairs
 
 
 def _make_splits(arguments) -> dict[str, str]:
@@ -131,7 +172,10 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _run(dataset: str, data_path: str, row: str, split: str, seed: int, extra: dict, state: dict, scores: Path) -> dict:
+def _run(
+    dataset: str, data_path: str, setting: tuple[str, dict], row: str, split: str, seed: int, extra: dict, state: dict,
+    scores: Path,
+) -> dict:  # fmt: skip
     import logging
     import time
 
@@ -139,7 +183,8 @@ def _run(dataset: str, data_path: str, row: str, split: str, seed: int, extra: d
     from girl_recbole.run import run_experiment
 
     logging.disable(logging.INFO)
-    model, options = ROWS[row]
+    model, options = setting
+    options = {key: value.format(seed=seed) if key == "generator" else value for key, value in options.items()}
     overrides = {"split": f"{split}-s{seed}", "seed": seed, "data_path": data_path, "show_progress": False,
                  "results_file": None, **options, **extra}  # fmt: skip
     begin = time.perf_counter()
@@ -201,7 +246,7 @@ def difference(a: list[dict], b: list[dict], replicates: int = REPLICATES) -> tu
     return float(np.mean(means)), *difference_interval([run["user"] for run in a], gap, replicates)
 
 
-def _tables(arguments, done: dict[tuple[str, str, int], dict], results: Path) -> str:
+def _tables(arguments, pairs, done: dict[tuple[str, str, int], dict], results: Path) -> str:
     line = next(iter(done.values()))
     out = [
         f"# Results on {arguments.dataset}",
@@ -211,7 +256,10 @@ def _tables(arguments, done: dict[tuple[str, str, int], dict], results: Path) ->
         "",
         f"{len(arguments.seeds)} seeds. A row: mean ± half of its 95 % t-interval over seeds. A difference: mean",
         f"[95 % interval of {REPLICATES:,} bootstrap replicates over seeds and seekers], same test pairs for both.",
-        "One generator throughout: no interval speaks of another one. No correction for the number of comparisons.",
+        "The generator of a row is that of its seed: the intervals speak of other generators too."
+        if arguments.generators
+        else "One generator throughout: no interval speaks of another one.",
+        "No correction for the number of comparisons.",
         "",
     ]
     for split in arguments.splits:
@@ -226,7 +274,7 @@ def _tables(arguments, done: dict[tuple[str, str, int], dict], results: Path) ->
                 cells = [interval([value[m] for value in values]) if m in values[0] else "" for m in METRICS]
                 out.append(f"| *{reference}* | " + " | ".join(cells) + " |")
         out += ["", "| difference in AUC | mean [95 %] | seeds above 0 |", "|---|---|---|"]
-        for a, b in PAIRS:
+        for a, b in pairs:
             if a not in arguments.rows or b not in arguments.rows:
                 continue
             runs = [[dict(np.load(_scores(results, (row, split, s)))) for s in arguments.seeds] for row in (a, b)]

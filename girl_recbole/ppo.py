@@ -499,8 +499,8 @@ class PPO:
                 actor_norm = norm if model is self.actor else actor_norm
                 if math.isfinite(norm):
                     optimiser.step()
+                    schedule.step()
             optimiser.zero_grad()
-            schedule.step()
         sums = self.accelerator.reduce(sums, "sum").tolist()
         count = sums[5] or float("nan")
         report = {"critic_loss": sums[1]}
