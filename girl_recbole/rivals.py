@@ -37,10 +37,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
 import logging
 import shutil
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +50,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from girl_recbole import llm
 from girl_recbole.alignment import (
@@ -64,7 +67,7 @@ from girl_recbole.atomic import DatasetFiles
 from girl_recbole.curves import draw_curves
 from girl_recbole.errors import ConfigError, DataError, some_of
 from girl_recbole.generate import check_language_model, check_least, claim, cv_room, generator_folder
-from girl_recbole.llm import LanguageModel, Sampled
+from girl_recbole.llm import IGNORED, LanguageModel, Sampled
 from girl_recbole.manifest import file_hash, read_manifest
 from girl_recbole.prompts import Prompt, encode_text
 from girl_recbole.reward import draw_pairs, read_answers
@@ -408,7 +411,9 @@ def _fit_online(
     }  # fmt: skip
     if method == "grpo":
         arguments = trl.GRPOConfig(**shared, loss_type="grpo", scale_rewards="group")
-        trainer = guarded(trl.GRPOTrainer, rate, _users)(args=arguments, rollout_func=rollouts.sample, **parts)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="You are using 'rollout_func'")  # experimental; tests watch over it
+            trainer = guarded(trl.GRPOTrainer, rate, _users)(args=arguments, rollout_func=rollouts.sample, **parts)
     else:
 
         class Trainer(trl.RLOOTrainer):
@@ -422,8 +427,9 @@ def _fit_online(
                 return self._sampled["completion_ids"]
 
         trainer = guarded(Trainer, rate, _users)(args=trl.RLOOConfig(**shared), **parts)
-    for model in filter(None, (lm.model, trainer.ref_model)):
-        model.register_forward_pre_hook(_count_positions, with_kwargs=True)
+    _score_jds_alone(lm.model, config.rl_temperature)
+    if trainer.ref_model is not None:
+        _score_jds_alone(trainer.ref_model, config.rl_temperature)
     fit(trainer, folder)
     return trainer
 
@@ -432,11 +438,45 @@ def _users(inputs: list[dict[str, str]]) -> str:
     return f"seekers {some_of(list(dict.fromkeys(row['prompt'] for row in inputs)))}"
 
 
-def _count_positions(model: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """TRL pads prompts on the left and lets the model count positions from the padding on; llm.sample does not."""
-    if kwargs.get("fused_lm_head") and "position_ids" not in kwargs:
-        kwargs["position_ids"] = (kwargs["attention_mask"].cumsum(1) - 1).clamp(min=0)
-    return args, kwargs
+def _score_jds_alone(model: Any, temperature: float) -> None:
+    """Change what ``model`` does where TRL asks it for log-probabilities (``fused_lm_head``).
+
+    Positions are counted from the first token; TRL pads prompts on the left and leaves it to the model, which counts
+    the padding too. And on a CPU, where TRL projects every position onto the vocabulary, prompts too, only those of the
+    JDs are: half the time of a step.
+    """
+    from trl.trainer.utils import FusedCausalLMOutput
+
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def scored(*args: Any, **kwargs: Any) -> Any:
+        if not kwargs.get("fused_lm_head"):
+            return forward(*args, **kwargs)
+        mask = kwargs["attention_mask"]
+        kwargs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+        if mask.device.type != "cpu":
+            return forward(**kwargs)
+        labels = kwargs.pop("labels")
+        first = int((labels != IGNORED).any(0).nonzero()[0])  # the leftmost column with a token of a JD
+        kwargs |= {"fused_lm_head": False, "use_cache": False, "logits_to_keep": labels.shape[1] - first + 1}
+        logits = forward(**kwargs).logits[:, :-1].float() / temperature
+        labels = labels[:, first:]
+        logp = torch.log_softmax(logits, -1)
+
+        def whole(values: torch.Tensor) -> torch.Tensor:
+            return F.pad(values.masked_fill(labels == IGNORED, 0), (first - 1, 0))
+
+        chosen = whole(logp.gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1))
+        if not torch.is_grad_enabled():
+            return FusedCausalLMOutput(log_probs=chosen)
+        with torch.no_grad():  # for the log
+            return FusedCausalLMOutput(
+                log_probs=chosen, entropy=whole(-(logp.exp() * logp).sum(-1)), mean_logits=whole(logits.mean(-1)),
+                is_top1=whole(logits.argmax(-1) == labels),
+            )  # fmt: skip
+
+    model.forward = scored
 
 
 _NAMES = {  # in TRL's log: in ours, which are those of girl ppo's
@@ -546,6 +586,9 @@ def _fit_dpo(
         data_collator=Collator(pad_token_id=lm.tokenizer.pad_token_id), train_dataset=table(training),
         eval_dataset=table(held) if held else None, processing_class=lm.tokenizer, peft_config=adapter(config),
     )  # fmt: skip
+    _score_jds_alone(lm.model, 1.0)
+    if trainer.ref_model is not None:
+        _score_jds_alone(trainer.ref_model, 1.0)
     fit(trainer, folder)
     return trainer
 
