@@ -412,7 +412,7 @@ def _fit_online(
     if method == "grpo":
         arguments = trl.GRPOConfig(**shared, loss_type="grpo", scale_rewards="group")
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="You are using 'rollout_func'")  # experimental; tests watch over it
+            warnings.filterwarnings("ignore", message="You are using 'rollout_func'")  # experimental, and tested
             trainer = guarded(trl.GRPOTrainer, rate, _users)(args=arguments, rollout_func=rollouts.sample, **parts)
     else:
 
@@ -468,7 +468,7 @@ def _score_jds_alone(model: Any, temperature: float) -> None:
             return F.pad(values.masked_fill(labels == IGNORED, 0), (first - 1, 0))
 
         chosen = whole(logp.gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1))
-        if not torch.is_grad_enabled():
+        if model.training and not torch.is_grad_enabled():
             return FusedCausalLMOutput(log_probs=chosen)
         with torch.no_grad():  # for the log
             return FusedCausalLMOutput(
