@@ -10,6 +10,11 @@ The paper prints it without the minus; minimising that would invert the ranking.
 pairs a CV gives is not said: here all (matched, mismatched) combinations of a seeker, at most ``max_pairs_per_cv`` of
 them, spread evenly over the jobs (:func:`draw_pairs`). Seekers with answers of one kind give none, and are counted.
 
+Sampled comparisons (``reward_sampled`` > 0; ours). Recruiters answer those who applied, so their rejections are all
+near misses: a model that saw nothing else has no opinion of a job that nobody would apply for, and a generator that is
+trained on its scores finds out. So each match of ``reward_sampled_stages`` can also be compared with jobs of its stage
+drawn at random. They are counted apart, and no measure on held-out seekers is taken on them.
+
 Normalisation. Eq. (2) does not change when a number that depends on C alone is added to U: raw scores have no zero and
 no unit that could be compared. What :meth:`RewardModel.score` returns is
 
@@ -72,7 +77,7 @@ from girl_recbole.llm import LanguageModel
 from girl_recbole.manifest import file_hash, manifest_path, read_manifest, require, text_hash, write_manifest
 from girl_recbole.metrics import ece, prior_entropy
 from girl_recbole.prompts import Prompt, encode_text, make_prompt
-from girl_recbole.sft import hold_out, read_texts
+from girl_recbole.sft import hold_out, read_pairs, read_texts
 from girl_recbole.trainers import (
     LengthSampler,
     adapter,
@@ -122,6 +127,8 @@ class RewardConfig:
     lora_targets: str
     gradient_checkpointing: bool
     max_pairs_per_cv: int
+    reward_sampled: int
+    reward_sampled_stages: tuple | str
     reward_epochs: float
     reward_batch_size: int
     reward_accumulation: int
@@ -451,6 +458,42 @@ def draw_pairs(answers: Sequence[Answer], most: int, seed: int) -> list[tuple[in
     return pairs
 
 
+def sample_comparisons(
+    stages: Sequence[Sequence[Answer]], each: int, seed: int
+) -> tuple[list[Answer], list[tuple[int, int]]]:
+    """Each match of ``stages`` with ``each`` jobs drawn at random from those of its stage, none of which the seeker has
+    an answer for: the answers, and the (matched, drawn) positions in them. A drawn job of the same text is left out."""
+    answers: list[Answer] = []
+    pairs: list[tuple[int, int]] = []
+    for number, stage in enumerate(stages):
+        jobs = list({answer.item: answer.jd for answer in stage}.items())
+        known: dict[str, set[str]] = {}
+        for answer in stage:
+            known.setdefault(answer.user, set()).add(answer.item)
+        random = np.random.default_rng([seed, number])
+        for answer in stage:
+            if answer.matched:
+                answers.append(answer)
+                matched = len(answers) - 1
+                for place in random.integers(len(jobs), size=each):
+                    item, jd = jobs[place]
+                    if item not in known[answer.user] and jd.strip() != answer.jd.strip():
+                        answers.append(Answer(answer.user, item, answer.cv, jd, False))
+                        pairs.append((matched, len(answers) - 1))
+    return answers, pairs
+
+
+def _stages(config: RewardConfig) -> list[str]:
+    chosen = config.reward_sampled_stages
+    return [chosen] if isinstance(chosen, str) else list(chosen)
+
+
+def _matches(files: DatasetFiles, held: Sequence[Answer]) -> list[Answer]:
+    """The matches of the sft stage, but those of held-out CVs."""
+    judged = {answer.cv for answer in held}
+    return [Answer(p.user, p.item, p.cv, p.jd, True) for p in read_pairs(files)[0] if p.cv not in judged]
+
+
 # ----------------------------------------------------------------------------------------------------------- the stage
 
 
@@ -479,6 +522,14 @@ def train(files: DatasetFiles, config: RewardConfig) -> dict[str, Any]:
     training, held = hold_out(answers, config.reward_eval_share, config.seed, "reward_eval_share")
     pairs, held_pairs = (draw_pairs(part, config.max_pairs_per_cv, config.seed) for part in (training, held))
     _check_pairs(inputs[0], answers, training, pairs)
+    observed = len(pairs)
+    if config.reward_sampled:
+        more, sampled = sample_comparisons(
+            [training if stage == "reward" else _matches(files, held) for stage in _stages(config)],
+            config.reward_sampled, config.seed,
+        )  # fmt: skip
+        pairs += [(a + len(training), b + len(training)) for a, b in sampled]
+        training = training + more
     if held and not held_pairs:
         log.warning("no held-out seeker has jobs of both kinds, so no accuracy is known; raise reward_eval_share")
     lm = _base(files, config)
@@ -512,7 +563,7 @@ def train(files: DatasetFiles, config: RewardConfig) -> dict[str, Any]:
     _write_facts(partial, config, 0.0, 1.0, 1.0, 0.0)
     model = _load(partial, config.lm_dtype)  # what follows judges what was saved
     size = 2 * config.reward_batch_size
-    used = sorted({position for pair in pairs for position in pair})
+    used = sorted({position for pair in pairs[:observed] for position in pair})
     raw = np.full(len(training), np.nan)
     raw[used] = model.raw([sequences[i] for i in used], size)
     mean, scale = normalisation(raw[used], [training[i].user for i in used])
@@ -526,10 +577,11 @@ def train(files: DatasetFiles, config: RewardConfig) -> dict[str, Any]:
         "seekers": len(users),
         "seekers_of_one_kind": sum(not (matched and mismatched) for matched, mismatched in users.values()),
         "training_seekers": len({training[a].user for a, _ in pairs}),
+        "sampled_pairs": len(pairs) - observed,
         **cut,
         "parameters": sum(p.numel() for p in model.model.parameters()),
         "trained_parameters": trained,
-        "training": _judge_pairs(raw, pairs),
+        "training": _judge_pairs(raw, pairs[:observed]),
         "held_out": judge(held_raw, held, config.seed) if held else None,
         "calibrated_on": "held-out seekers" if on_held else "training seekers",
         "mean": mean,
@@ -552,7 +604,10 @@ def train(files: DatasetFiles, config: RewardConfig) -> dict[str, Any]:
 
 def _check(config: RewardConfig) -> None:
     check_training(config, "reward")
-    check_least(config, max_cv_tokens=1, max_jd_tokens=1, max_pairs_per_cv=1)
+    check_least(config, max_cv_tokens=1, max_jd_tokens=1, max_pairs_per_cv=1, reward_sampled=0)
+    unknown = [stage for stage in _stages(config) if stage not in ("reward", "sft")]
+    if unknown or not _stages(config):
+        raise ConfigError(f"reward_sampled_stages: {', '.join(unknown) or 'none'}; known: reward, sft.")
     if config.lm_dtype not in llm.DTYPES:
         raise ConfigError(f"lm_dtype: {config.lm_dtype!r} is unknown; known: {', '.join(llm.DTYPES)}.")
     make_prompt(config.prompt_language)

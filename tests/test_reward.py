@@ -583,3 +583,41 @@ def test_shipped_presets(preset):
     settings = make_config(RewardConfig, preset=f"generator/{preset}")
     reward._check(settings)
     assert settings.reward_base == "generator"
+
+
+# --------------------------------------------------------------------------------------------- sampled comparisons
+
+
+def test_sampled_comparisons_take_jobs_of_the_stage_that_the_seeker_never_answered():
+    stage = [answer(f"u{i}", f"job {(i + k) % 6}", k == 0) for i in range(12) for k in range(3)]
+    for row, item in enumerate(stage):
+        stage[row] = dataclasses.replace(item, item=item.jd)
+    answers_, pairs = reward.sample_comparisons([stage, stage[:1]], each=4, seed=0)
+    known = {item.user: {other.item for other in stage if other.user == item.user} for item in stage}
+    assert len(pairs) > 12  # about half of four draws for each of twelve matches
+    for matched, drawn in pairs:
+        assert answers_[matched].matched
+        assert not answers_[drawn].matched
+        assert answers_[matched].user == answers_[drawn].user
+        assert answers_[drawn].item not in known[answers_[drawn].user]
+    assert reward.sample_comparisons([stage], 4, 0) == reward.sample_comparisons([stage], 4, 0)
+
+
+def test_sampled_comparisons_are_counted_apart(tmp_path, monkeypatch):
+    """Seekers who only ever met two trades: with drawn jobs the other two are learned to be wrong as well."""
+    files = dataset(tmp_path, seekers=96)
+    rows = [(f"u{i}", TRADES[(i + k) % 4], float(k == 0)) for i in range(96) for k in (0, 1)]
+    answers(files, rows)
+    monkeypatch.setattr(reward, "_base", lambda files, config: _fresh())
+    report = reward.train(files, config(tmp_path, reward_base="fresh", reward_sampled=3, reward_epochs=4))
+    assert report["sampled_pairs"] > report["training"]["pairs"]
+    model = load_reward_model(files, config(tmp_path))
+    cvs = [cv_of(i) for i in range(0, 96, 4)]  # the nurses, who never answered for a welder
+    assert (model.score(cvs, [jd_of("nurse")] * 24) > model.score(cvs, [jd_of("welder")] * 24)).mean() > 0.9
+    with pytest.raises(ConfigError, match=r"reward_sampled_stages: rl; known: reward, sft"):
+        reward.train(files, config(tmp_path, reward_sampled=1, reward_sampled_stages=["rl"]))
+
+
+def _fresh():
+    tokenizer = plain_tokenizer()
+    return LanguageModel(tiny_model(tokenizer, context=512, spread=0.1, width=64), tokenizer, "fresh", "0")
