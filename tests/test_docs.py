@@ -22,10 +22,15 @@ _ROOT = Path(__file__).resolve().parents[1]
 _PAGES = sorted([_ROOT / "README.md", *_ROOT.glob("docs/*.md"), *_ROOT.glob("docs/results/*.md")])
 _BLOCK = re.compile(r"(<!-- not run: [^>]+-->\n)?```bash\n(.*?)```", re.DOTALL)
 _TINY = ["--tiny_width=32", "--tiny_layers=1", "--tiny_heads=2", "--tiny_kv_heads=1", "--tiny_vocab_size=700"]
+_SHORT = ["--max_jd_tokens=24"]
 _SMALLER = {
     "girl simulate": ["--seekers=80", "--jobs=60"],
     "girl sft": [*_TINY, "--sft_epochs=1", "--sft_sample_jds=2"],
-    "girl generate": ["--max_jd_tokens=24"],
+    "girl reward": ["--reward_epochs=1", "--max_pairs_per_cv=1"],
+    "girl ppo": ["--ppo_iterations=2", "--ppo_critic_warmup=1", "--ppo_batch_size=8", "--ppo_sample_jds=1", *_SHORT],
+    "girl grpo": ["--grpo_iterations=1", "--grpo_cvs=2", "--grpo_group=2", "--grpo_minibatch=4", *_SHORT],
+    "girl dpo": ["--dpo_epochs=1", "--max_pairs_per_cv=1"],
+    "girl generate": _SHORT,
     "run_recbole": ["--epochs=1", "--show_progress=false", "--state=warning"],
 }
 _LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)")
