@@ -9,7 +9,7 @@ parameters, n = sequences * tokens of one backward pass on one device, e = bytes
     gradients           4 P
     optimiser states    8 P (AdamW: two moments)
     activations         what a layer keeps for its backward pass, n times :
-                        in full   16 H + e (2 H + 4 Q + 4 I)
+                        in full   16 H + e (2 H + 4 Q + 4 I), in half precision with 5 H: each layer casts its input
                         LoRA       8 H + e (4 Q + 3 I) + (4 + e) x inputs of all adapted layers (1 + e on a GPU)
                         times the layers; with gradient checkpointing 4 H a layer, and one layer in whole
     logits              4 V, ``_LOGITS`` times a projected token: themselves, their softmax, and the gradients of both
@@ -35,14 +35,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import psutil
 import torch
 import transformers
+from accelerate.utils import parse_flag_from_env
 
 from girl_recbole import llm
 from girl_recbole.errors import ConfigError
 
-__all__ = ["Estimate", "check", "model_config", "ppo_estimate", "reward_estimate", "sft_estimate"]
+__all__ = ["Estimate", "check", "model_config", "ppo_estimate", "reward_estimate", "sft_estimate", "sharing"]
 
 log = logging.getLogger(__name__)
 
@@ -217,7 +219,8 @@ def _kept_by_a_layer(network: Network, dtype: str, on_gpu: bool = False) -> int:
     """Bytes a token: the equations of the module's docstring. The norms compute in float32 in any case."""
     e, attention = _BYTES[dtype], 4 * network.queries  # a padded batch repeats keys and values for all queries
     if not network.rank:
-        return 16 * network.width + e * (2 * network.width + attention + 4 * network.inner)
+        inputs = (2 if dtype == "fp32" else 5) * network.width  # autocast makes a copy for each linear layer
+        return 16 * network.width + e * (inputs + attention + 4 * network.inner)
     dropped = (1 if on_gpu else 4) + e  # LoRA's dropout: what it multiplied by, and the product
     inputs = sum(inputs for inputs, _ in network.adapted) // network.layers
     return 8 * network.width + e * (attention + 3 * network.inner) + dropped * inputs
@@ -307,6 +310,12 @@ def check(
     if needed > free * _MARGIN:
         raise ConfigError(f"memory: {said}, but {_gib(free)} GiB are free {where}. Lower {what_to_lower}.")
     log.warning("%s; %s GiB are free %s, so it may not fit. If not, lower %s", said, _gib(free), where, what_to_lower)
+
+
+def sharing(process: accelerate.PartialState) -> dict[str, Any]:
+    """``on_gpu`` and ``shards`` of the estimates, for the process that `accelerate launch` started."""
+    sharded = any(parse_flag_from_env(f"ACCELERATE_USE_{kind}") for kind in ("FSDP", "DEEPSPEED"))
+    return {"on_gpu": process.device.type == "cuda", "shards": process.num_processes if sharded else 1}
 
 
 def available(device: torch.device) -> int:

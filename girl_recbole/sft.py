@@ -40,7 +40,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from girl_recbole import llm, tiny_lm
+from girl_recbole import llm, memory, tiny_lm
 from girl_recbole.atomic import DatasetFiles, read_docs, read_interactions
 from girl_recbole.errors import ConfigError, DataError, some_of
 from girl_recbole.generate import (
@@ -223,6 +223,8 @@ def train(files: DatasetFiles, config: SFTConfig) -> dict[str, Any]:
         claim(work, settings | hashes, 1 if last_checkpoint(work) else 0, "checkpoints", "girl sft")
     process.wait_for_everyone()
     training, held = hold_out(pairs, config.sft_eval_share, config.seed)
+    if config.lm_base != "tiny":
+        _check_memory(config, memory.model_config(config.lm_base), [], [])  # before the weights are loaded
     lm = _base(config, training)
     prompt = make_prompt(config.prompt_language, lm.tokenizer)
     limits = (config.max_cv_tokens, min(config.max_sequence_tokens, lm.context))
@@ -237,6 +239,7 @@ def train(files: DatasetFiles, config: SFTConfig) -> dict[str, Any]:
         cv_room(lm, prompt, config.max_jd_tokens)  # an error now, not after training
     if counts["pairs_too_long"]:
         log.warning("%d pairs left out: instruction and JD exceed %d tokens", counts["pairs_too_long"], limits[1])
+    _check_memory(config, lm.model.config, examples, [lm.model])
     trainer = _fit(lm, examples, held_examples, config, work)
     history = trainer.state.log_history
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
@@ -313,6 +316,22 @@ def _check(config: SFTConfig) -> None:
             )
     if config.lm_base == "tiny" and config.lora_rank:
         raise ConfigError("lora_rank: the base `tiny` is trained from scratch, in full; set lora_rank to 0.")
+
+
+def _check_memory(config: SFTConfig, base: Any, examples: list[dict[str, list[int]]], loaded: list[Any]) -> None:
+    """Raise ``ConfigError`` where training on batches of the longest of ``examples`` cannot fit into the memory."""
+    process = this_process()
+    estimate = memory.sft_estimate(
+        base, dtype=config.lm_dtype, batch_size=min(config.sft_batch_size, len(examples)),
+        tokens=max((len(example["input_ids"]) for example in examples), default=0),
+        projected=max((1 + sum(label != IGNORED for label in example["labels"]) for example in examples), default=0),
+        lora_rank=config.lora_rank, lora_targets=config.lora_targets,
+        gradient_checkpointing=config.gradient_checkpointing, **memory.sharing(process),
+    )  # fmt: skip
+    lower = f"sft_batch_size ({config.sft_batch_size}) or max_sequence_tokens ({config.max_sequence_tokens})"
+    lower += "" if config.gradient_checkpointing else ", or set gradient_checkpointing"
+    lower += "" if config.lora_rank or config.lm_base == "tiny" else ", or train an adapter (lora_rank)"
+    memory.check(estimate, process.device, lower, loaded=loaded, processes=process.num_processes)
 
 
 def _base(config: SFTConfig, training: list[Pair]) -> LanguageModel:
