@@ -10,10 +10,11 @@ The paper prints it without the minus; minimising that would invert the ranking.
 pairs a CV gives is not said: here all (matched, mismatched) combinations of a seeker, at most ``max_pairs_per_cv`` of
 them, spread evenly over the jobs (:func:`draw_pairs`). Seekers with answers of one kind give none, and are counted.
 
-Sampled comparisons (``reward_sampled`` > 0; ours). Recruiters answer those who applied, so their rejections are all
-near misses: a model that saw nothing else has no opinion of a job that nobody would apply for, and a generator that is
-trained on its scores finds out. So each match of ``reward_sampled_stages`` can also be compared with jobs of its stage
-drawn at random. They are counted apart, and no measure on held-out seekers is taken on them.
+Sampled comparisons (``reward_sampled`` > 0; ours). Recruiters answer those who applied, so their rejections are near
+misses: a model that saw nothing else has no opinion of a job that nobody would apply for, and a generator that is
+trained on its scores finds out; and a thousand seekers teach a small model little. So matches of
+``reward_sampled_stages`` are also compared with jobs of other seekers' matches drawn at random
+(:func:`sample_mismatches`). They are counted apart: normalisation and measures are of recruiters' answers alone.
 
 Normalisation. Eq. (2) does not change when a number that depends on C alone is added to U: raw scores have no zero and
 no unit that could be compared. What :meth:`RewardModel.score` returns is
@@ -128,6 +129,7 @@ class RewardConfig:
     gradient_checkpointing: bool
     max_pairs_per_cv: int
     reward_sampled: int
+    reward_sampled_seekers: int
     reward_sampled_stages: tuple | str
     reward_epochs: float
     reward_batch_size: int
@@ -398,7 +400,7 @@ def read_answers(files: DatasetFiles) -> list[Answer]:
     return [Answer(user, item, cvs[user], jds[item], label == 1) for user, item, label in rows]
 
 
-def _check_judges(files: DatasetFiles, path: Path, pairs: set[tuple[str, str]]) -> None:
+def _check_judges(files: DatasetFiles, path: Path, pairs: set[tuple[str, str]], warn: bool = True) -> None:
     """No pair that recommenders are tested on may teach the reward model; that a seeker is among them is said."""
     users, known, shared = {user for user, _ in pairs}, {}, {}
     for part in ("valid", "test"):
@@ -416,7 +418,7 @@ def _check_judges(files: DatasetFiles, path: Path, pairs: set[tuple[str, str]]) 
             f"generator that learns from them knows the answers that it is tested with. Take them out of {path.name}, "
             f"or out of {files.inter.name} and run `girl split {files.name}` again."
         )
-    if shared:
+    if shared and warn:
         log.warning(
             "%s: %d of %d seekers are in valid or test too (first %s in %s), with other jobs: what recruiters thought "
             "of them is known to the reward model", path, len(shared), len(users), *next(iter(shared.items())),
@@ -458,29 +460,26 @@ def draw_pairs(answers: Sequence[Answer], most: int, seed: int) -> list[tuple[in
     return pairs
 
 
-def sample_comparisons(
-    stages: Sequence[Sequence[Answer]], each: int, seed: int
-) -> tuple[list[Answer], list[tuple[int, int]]]:
-    """Each match of ``stages`` with ``each`` jobs drawn at random from those of its stage, none of which the seeker has
-    an answer for: the answers, and the (matched, drawn) positions in them. A drawn job of the same text is left out."""
+def sample_mismatches(stage: Sequence[Answer], jobs: int, seekers: int, seed: int) -> list[Answer]:
+    """The matches of at most ``seekers`` seekers of ``stage``, and for each of these seekers ``jobs`` mismatches: the
+    jobs of other matches of the stage, drawn at random, but none that the seeker has an answer for.
+
+    Matches and mismatches are thus jobs of the same kinds, equally often: what tells them apart is the CV. What is
+    drawn for a seeker depends on the seed, the id and the stage's matches.
+    """
+    matches = [answer for answer in stage if answer.matched]
+    of_user: dict[str, list[Answer]] = {}
+    for answer in matches:
+        of_user.setdefault(answer.user, []).append(answer)
+    known = {(answer.user, answer.item) for answer in stage}
     answers: list[Answer] = []
-    pairs: list[tuple[int, int]] = []
-    for number, stage in enumerate(stages):
-        jobs = list({answer.item: answer.jd for answer in stage}.items())
-        known: dict[str, set[str]] = {}
-        for answer in stage:
-            known.setdefault(answer.user, set()).add(answer.item)
-        random = np.random.default_rng([seed, number])
-        for answer in stage:
-            if answer.matched:
-                answers.append(answer)
-                matched = len(answers) - 1
-                for place in random.integers(len(jobs), size=each):
-                    item, jd = jobs[place]
-                    if item not in known[answer.user] and jd.strip() != answer.jd.strip():
-                        answers.append(Answer(answer.user, item, answer.cv, jd, False))
-                        pairs.append((matched, len(answers) - 1))
-    return answers, pairs
+    for user in sorted(of_user, key=lambda user: text_hash(str(seed), user))[:seekers]:
+        random = np.random.default_rng([seed, int(text_hash(user)[:12], 16)])
+        drawn = {matches[i].item: matches[i].jd for i in random.integers(len(matches), size=jobs)}
+        answers += of_user[user]
+        cv = of_user[user][0].cv
+        answers += [Answer(user, item, cv, jd, False) for item, jd in drawn.items() if (user, item) not in known]
+    return answers
 
 
 def _stages(config: RewardConfig) -> list[str]:
@@ -490,8 +489,9 @@ def _stages(config: RewardConfig) -> list[str]:
 
 def _matches(files: DatasetFiles, held: Sequence[Answer]) -> list[Answer]:
     """The matches of the sft stage, but those of held-out CVs."""
-    judged = {answer.cv for answer in held}
-    return [Answer(p.user, p.item, p.cv, p.jd, True) for p in read_pairs(files)[0] if p.cv not in judged]
+    pairs, judged = read_pairs(files)[0], {answer.cv for answer in held}
+    _check_judges(files, files.stage("sft"), {(pair.user, pair.item) for pair in pairs}, warn=False)
+    return [Answer(pair.user, pair.item, pair.cv, pair.jd, True) for pair in pairs if pair.cv not in judged]
 
 
 # ----------------------------------------------------------------------------------------------------------- the stage
@@ -507,7 +507,8 @@ def train(files: DatasetFiles, config: RewardConfig) -> dict[str, Any]:
     _check(config)
     folder = generator_folder(config.saved_folder, files.name, config.reward_model)
     work = folder.with_name(folder.name + ".checkpoints")
-    inputs = [files.stage("reward"), files.udoc, files.idoc]
+    stages = {"reward", *(_stages(config) if config.reward_sampled else ())}
+    inputs = [*(files.stage(stage) for stage in sorted(stages)), files.udoc, files.idoc]
     hashes = {path.name: file_hash(path) for path in inputs if path.exists()}
     settings = dataclasses.asdict(config)
     recorded = (read_manifest(folder) if folder.exists() else None) or {}
@@ -523,11 +524,10 @@ def train(files: DatasetFiles, config: RewardConfig) -> dict[str, Any]:
     pairs, held_pairs = (draw_pairs(part, config.max_pairs_per_cv, config.seed) for part in (training, held))
     _check_pairs(inputs[0], answers, training, pairs)
     observed = len(pairs)
-    if config.reward_sampled:
-        more, sampled = sample_comparisons(
-            [training if stage == "reward" else _matches(files, held) for stage in _stages(config)],
-            config.reward_sampled, config.seed,
-        )  # fmt: skip
+    for stage in _stages(config) if config.reward_sampled else ():
+        rows = training[: len(answers) - len(held)] if stage == "reward" else _matches(files, held)
+        more = sample_mismatches(rows, config.reward_sampled, config.reward_sampled_seekers, config.seed)
+        sampled = draw_pairs(more, config.max_pairs_per_cv, config.seed)
         pairs += [(a + len(training), b + len(training)) for a, b in sampled]
         training = training + more
     if held and not held_pairs:
@@ -576,7 +576,7 @@ def train(files: DatasetFiles, config: RewardConfig) -> dict[str, Any]:
     report = {
         "seekers": len(users),
         "seekers_of_one_kind": sum(not (matched and mismatched) for matched, mismatched in users.values()),
-        "training_seekers": len({training[a].user for a, _ in pairs}),
+        "training_seekers": len({training[a].user for a, _ in pairs[:observed]}),
         "sampled_pairs": len(pairs) - observed,
         **cut,
         "parameters": sum(p.numel() for p in model.model.parameters()),
@@ -604,7 +604,9 @@ def train(files: DatasetFiles, config: RewardConfig) -> dict[str, Any]:
 
 def _check(config: RewardConfig) -> None:
     check_training(config, "reward")
-    check_least(config, max_cv_tokens=1, max_jd_tokens=1, max_pairs_per_cv=1, reward_sampled=0)
+    check_least(
+        config, max_cv_tokens=1, max_jd_tokens=1, max_pairs_per_cv=1, reward_sampled=0, reward_sampled_seekers=1
+    )
     unknown = [stage for stage in _stages(config) if stage not in ("reward", "sft")]
     if unknown or not _stages(config):
         raise ConfigError(f"reward_sampled_stages: {', '.join(unknown) or 'none'}; known: reward, sft.")

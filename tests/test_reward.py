@@ -67,7 +67,7 @@ def answers(files, rows) -> None:
 
 REWARD = {
     "reward_epochs": 6, "reward_learning_rate": 3e-3, "reward_save_steps": 40, "reward_eval_share": 0.15,
-    "reward_batch_size": 8, "max_jd_tokens": 48,
+    "reward_batch_size": 8, "max_jd_tokens": 48, "reward_sampled": 0,
 }  # fmt: skip
 
 
@@ -469,6 +469,10 @@ def test_pairs_that_recommenders_are_tested_on(start, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         reward.read_answers(files)
     assert "1 of 96 seekers are in valid or test too (first u6 in toy.warm.test.inter)" in caplog.text
+    answers(files, [(f"u{i}", "welder", float(i % 2)) for i in range(96)])
+    write_interactions(files.split("warm", "test"), pair.assign(item_id=["baker", "x"]))  # u5 baker: sft has it
+    with pytest.raises(DataError, match=r"toy\.sft\.inter: 1 of 96 pairs are in valid or test too, first u5 baker"):
+        reward._matches(files, [])
 
 
 def test_settings_that_cannot_work(start, tmp_path):
@@ -588,19 +592,36 @@ def test_shipped_presets(preset):
 # --------------------------------------------------------------------------------------------- sampled comparisons
 
 
-def test_sampled_comparisons_take_jobs_of_the_stage_that_the_seeker_never_answered():
-    stage = [answer(f"u{i}", f"job {(i + k) % 6}", k == 0) for i in range(12) for k in range(3)]
-    for row, item in enumerate(stage):
-        stage[row] = dataclasses.replace(item, item=item.jd)
-    answers_, pairs = reward.sample_comparisons([stage, stage[:1]], each=4, seed=0)
-    known = {item.user: {other.item for other in stage if other.user == item.user} for item in stage}
-    assert len(pairs) > 12  # about half of four draws for each of twelve matches
-    for matched, drawn in pairs:
-        assert answers_[matched].matched
-        assert not answers_[drawn].matched
-        assert answers_[matched].user == answers_[drawn].user
-        assert answers_[drawn].item not in known[answers_[drawn].user]
-    assert reward.sample_comparisons([stage], 4, 0) == reward.sample_comparisons([stage], 4, 0)
+def test_sampled_mismatches_are_jobs_of_other_seekers_matches():
+    """u_i matched job i and job i + 1 of 12, and was rejected for job i + 2; nobody matched job 99."""
+    stage = [
+        Answer(f"u{i}", f"j{(i + k) % 12}", f"cv {i}", f"jd {(i + k) % 12}", k < 2) for i in range(12) for k in range(3)
+    ]
+    stage.append(Answer("u0", "j99", "cv 0", "jd 99", False))
+    found = reward.sample_mismatches(stage, jobs=3, seekers=5, seed=0)
+    assert reward.sample_mismatches(stage, 3, 5, 0) == found != reward.sample_mismatches(stage, 3, 5, 1)
+    users = {row.user for row in found}
+    assert len(users) == 5
+    answered = {(row.user, row.item) for row in stage}
+    for user in users:
+        assert [row for row in found if row.user == user and row.matched] == [
+            row for row in stage if row.user == user and row.matched
+        ]
+        drawn = [row for row in found if row.user == user and not row.matched]
+        assert 0 <= len(drawn) <= 3
+        assert not {(row.user, row.item) for row in drawn} & answered
+        assert {row.cv for row in drawn} <= {f"cv {user[1:]}"}
+    many = Counter(row.item for row in reward.sample_mismatches(stage * 1, 200, 12, 0) if not row.matched)
+    assert set(many) == {f"j{i}" for i in range(12)}  # and never j99
+    assert set(many.values()) == {9}  # each of the 9 jobs that a seeker has no answer for
+    everybody = reward.sample_mismatches(stage, 3, 99, 0)
+    assert [row for row in everybody if row.user in users] == found  # whoever else is chosen
+
+
+def test_nobody_is_sampled_who_is_held_out(start):
+    files = DatasetFiles(start / "toy", "toy")
+    held = [answer("someone", "x", True, cv=cv_of(i)) for i in range(40)]
+    assert {row.user for row in reward._matches(files, held)} == {f"u{i}" for i in range(40, 96)}
 
 
 def test_sampled_comparisons_are_counted_apart(tmp_path, monkeypatch):
@@ -609,8 +630,12 @@ def test_sampled_comparisons_are_counted_apart(tmp_path, monkeypatch):
     rows = [(f"u{i}", TRADES[(i + k) % 4], float(k == 0)) for i in range(96) for k in (0, 1)]
     answers(files, rows)
     monkeypatch.setattr(reward, "_base", lambda files, config: _fresh())
-    report = reward.train(files, config(tmp_path, reward_base="fresh", reward_sampled=3, reward_epochs=4))
+    sampled = {"reward_sampled": 3, "reward_sampled_stages": ["reward"], "reward_epochs": 4}
+    report = reward.train(files, config(tmp_path, reward_base="fresh", **sampled))
     assert report["sampled_pairs"] > report["training"]["pairs"]
+    assert report["training"]["pairs"] == report["training_seekers"]
+    assert report["training_seekers"] + report["held_out"]["seekers"] == 96
+    assert set(read_manifest(Path(report["folder"]))["inputs"]) == {"toy.reward.inter", "toy.udoc", "toy.idoc"}
     model = load_reward_model(files, config(tmp_path))
     cvs = [cv_of(i) for i in range(0, 96, 4)]  # the nurses, who never answered for a welder
     assert (model.score(cvs, [jd_of("nurse")] * 24) > model.score(cvs, [jd_of("welder")] * 24)).mean() > 0.9
