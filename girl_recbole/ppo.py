@@ -51,9 +51,10 @@ import accelerate.utils
 import numpy as np
 import torch
 import transformers
+from accelerate.utils import parse_flag_from_env
 from tqdm import tqdm
 
-from girl_recbole import llm
+from girl_recbole import llm, memory
 from girl_recbole import policy_gradient as pg
 from girl_recbole.alignment import (
     SeekerCV,
@@ -75,7 +76,7 @@ from girl_recbole.manifest import file_hash, read_manifest
 from girl_recbole.prompts import Prompt
 from girl_recbole.reward import RewardModel, load_reward_model, tokenizer_hash
 from girl_recbole.rewards import Rewards, make_rewards
-from girl_recbole.trainers import write_lines
+from girl_recbole.trainers import this_process, write_lines
 
 __all__ = ["PPO", "PPOConfig", "train", "trained_with"]
 
@@ -595,6 +596,11 @@ def train(files: DatasetFiles, config: PPOConfig) -> dict[str, Any]:
     """
     begin = time.monotonic()
     _check(config)
+    if any(parse_flag_from_env(f"ACCELERATE_USE_{kind}") for kind in ("FSDP", "DEEPSPEED")):
+        raise ConfigError(
+            "girl ppo samples with whole weights on each device: it runs data-parallel (properties/accelerate/ddp.yaml), "
+            "not with FSDP or DeepSpeed. Train an adapter (lora_rank) where the weights do not fit twice."
+        )
     folder = generator_folder(config.saved_folder, files.name, config.generator)
     work = folder.with_name(folder.name + ".checkpoints")
     settings = dataclasses.asdict(config)
@@ -619,6 +625,7 @@ def train(files: DatasetFiles, config: PPOConfig) -> dict[str, Any]:
         return {"folder": str(folder), **kept, "reused": said}
     limit = min(config.max_cv_tokens, cv_room(lm, prompt, config.max_jd_tokens))
     encoded = [prompt.encode(lm.tokenizer, seeker.cv, limit) for seeker in seekers]
+    _check_memory(config, lm, reward_model, [ids for ids, _ in encoded])
     lora = (config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets) if config.lora_rank else None
     ppo = PPO(
         lm,
@@ -742,6 +749,25 @@ def _check(config: PPOConfig) -> None:
         )
     if config.lm_dtype == "fp16":
         raise ConfigError("lm_dtype: fp16 would need scaled losses; PPO runs in fp32 or bf16.")
+
+
+def _check_memory(config: PPOConfig, lm: LanguageModel, reward_model: RewardModel, prompts: list[list[int]]) -> None:
+    """Raise ``ConfigError`` where the run cannot fit into the memory."""
+    process = this_process()
+    estimate = memory.ppo_estimate(
+        lm.model.config, reward_model.model.config, dtype=config.lm_dtype, micro_batch=config.ppo_micro_batch,
+        gen_batch=min(config.gen_batch_size, config.ppo_batch_size),
+        reward_batch=min(config.reward_batch, config.ppo_batch_size), prompt_tokens=max(map(len, prompts)),
+        jd_tokens=config.max_jd_tokens, lora_rank=config.lora_rank, lora_targets=config.lora_targets,
+        gradient_checkpointing=config.gradient_checkpointing, critic_reads_jds=config.ppo_mode == "token",
+        **memory.sharing(process),
+    )  # fmt: skip
+    lower = f"ppo_micro_batch ({config.ppo_micro_batch}), gen_batch_size or max_jd_tokens"
+    lower += "" if config.gradient_checkpointing else ", or set gradient_checkpointing"
+    lower += "" if config.lora_rank else ", or train an adapter (lora_rank)"
+    memory.check(
+        estimate, process.device, lower, loaded=[lm.model, reward_model.model], processes=process.num_processes
+    )
 
 
 def _check_same_language(reward_model: RewardModel, lm: LanguageModel, prompt: Prompt, config: PPOConfig) -> None:

@@ -363,6 +363,15 @@ def test_bad_input_is_said(toy, tmp_path):
         train(toy, config(toy, start_generator="none"))
 
 
+def test_refuses_what_cannot_fit_and_what_cannot_be_sharded(toy, monkeypatch):
+    monkeypatch.setattr("girl_recbole.memory.available", lambda device: 1 << 20)
+    with pytest.raises(ConfigError, match=r"training takes about .* GiB .*ppo_micro_batch \(4\).*lora_rank"):
+        train(toy, config(toy, generator="large"))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match=r"data-parallel .*not with FSDP or DeepSpeed"):
+        train(toy, config(toy, generator="sharded"))
+
+
 def test_seekers_of_rl_in_a_test_part_are_refused_and_those_of_sft_left_out(toy, tmp_path):
     files = dataclasses.replace(toy, folder=Path(shutil.copytree(toy.folder, tmp_path / "toy")))
     import pandas as pd
