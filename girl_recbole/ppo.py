@@ -599,7 +599,8 @@ def train(files: DatasetFiles, config: PPOConfig) -> dict[str, Any]:
     if any(parse_flag_from_env(f"ACCELERATE_USE_{kind}") for kind in ("FSDP", "DEEPSPEED")):
         raise ConfigError(
             "girl ppo samples with whole weights on each device: it runs data-parallel "
-            "(properties/accelerate/ddp.yaml), not with FSDP or DeepSpeed. Train an adapter (lora_rank) where the weights do not fit twice."
+            "(properties/accelerate/ddp.yaml), not with FSDP or DeepSpeed. Train an adapter (lora_rank) where the "
+            "weights do not fit twice."
         )
     folder = generator_folder(config.saved_folder, files.name, config.generator)
     work = folder.with_name(folder.name + ".checkpoints")
