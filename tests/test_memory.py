@@ -117,9 +117,9 @@ def test_activations_are_those_that_autograd_keeps(rank, dtype):
         model = peft.get_peft_model(model, llm.lora_config(rank, 16, 0.05, "all-linear"))
     model.train()
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    ids = torch.randint(2, V, (16, 128))
+    ids = torch.randint(2, V, (64, 32))
     mask = torch.ones_like(ids)
-    mask[0, 100:] = 0
+    mask[0, 20:] = 0
     saved = {}
 
     def pack(tensor):
@@ -135,7 +135,7 @@ def test_activations_are_those_that_autograd_keeps(rank, dtype):
         model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
     kept = sum(size for size, _ in saved.values())
     estimated = memory.activations(memory.count(llama(), rank), dtype, *ids.shape)
-    assert estimated == pytest.approx(kept, rel=0.15)
+    assert estimated / kept == pytest.approx(1, abs=0.08)
 
 
 # -------------------------------------------------------------------------------------------------------- properties
