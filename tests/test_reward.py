@@ -624,14 +624,13 @@ def test_nobody_is_sampled_who_is_held_out(start):
     assert {row.user for row in reward._matches(files, held)} == {f"u{i}" for i in range(40, 96)}
 
 
-def test_sampled_comparisons_are_counted_apart(tmp_path, monkeypatch):
+def test_sampled_comparisons_are_counted_apart(start, tmp_path):
     """Seekers who only ever met two trades: with drawn jobs the other two are learned to be wrong as well."""
-    files = dataset(tmp_path, seekers=96)
+    files = copy_of(start, tmp_path)
     rows = [(f"u{i}", TRADES[(i + k) % 4], float(k == 0)) for i in range(96) for k in (0, 1)]
     answers(files, rows)
-    monkeypatch.setattr(reward, "_base", lambda files, config: _fresh())
-    sampled = {"reward_sampled": 3, "reward_sampled_stages": ["reward"], "reward_epochs": 4}
-    report = reward.train(files, config(tmp_path, reward_base="fresh", **sampled))
+    sampled = {"reward_sampled": 3, "reward_sampled_stages": ["reward"]}
+    report = reward.train(files, config(tmp_path, **sampled))
     assert report["sampled_pairs"] > report["training"]["pairs"]
     assert report["training"]["pairs"] == report["training_seekers"]
     assert report["training_seekers"] + report["held_out"]["seekers"] == 96
@@ -641,8 +640,3 @@ def test_sampled_comparisons_are_counted_apart(tmp_path, monkeypatch):
     assert (model.score(cvs, [jd_of("nurse")] * 24) > model.score(cvs, [jd_of("welder")] * 24)).mean() > 0.9
     with pytest.raises(ConfigError, match=r"reward_sampled_stages: rl; known: reward, sft"):
         reward.train(files, config(tmp_path, reward_sampled=1, reward_sampled_stages=["rl"]))
-
-
-def _fresh():
-    tokenizer = plain_tokenizer()
-    return LanguageModel(tiny_model(tokenizer, context=512, spread=0.1, width=64), tokenizer, "fresh", "0")
