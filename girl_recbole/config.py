@@ -185,11 +185,11 @@ def make_config(
 
 
 def known_keys() -> set[str]:
-    """Every key that a shipped property file sets: the stages' and the models'."""
+    """Every key that a shipped property file sets: the stages' and the models', but not those that accelerate reads."""
     folder = properties_file("overall.yaml").parent
     keys: set[str] = set()
     for path in [folder / "overall.yaml", *sorted(folder.glob("*/*.yaml"))]:
-        if path.parent.name != "sweep":
+        if path.parent.name not in ("sweep", "accelerate"):
             keys.update(load_properties(path))
     return keys
 
