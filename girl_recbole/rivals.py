@@ -43,7 +43,7 @@ import logging
 import shutil
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ from girl_recbole.alignment import (
     save_generator,
     save_weights,
     settings_of_start,
+    true_match_watch,
     write_samples,
 )
 from girl_recbole.atomic import DatasetFiles
@@ -90,6 +91,7 @@ __all__ = ["DPOConfig", "GRPOConfig", "RLOOConfig", "dpo", "grpo", "rloo", "trai
 log = logging.getLogger(__name__)
 
 PAIRS = ("stage", "best_of_n")
+Watch = Callable[[Sequence[str], Sequence[str]], dict[str, float]]
 _REPORTED = (
     "iterations", "seekers", "pairs", "held_out_pairs", "reward_first", "reward_last", "kl_last", "eval_loss",
     "eval_accuracy", "samples",
@@ -247,9 +249,10 @@ class _Rollouts:
 
     def __init__(
         self, lm: LanguageModel, seekers: Sequence[SeekerCV], prompts: Sequence[list[int]], rewards: Rewards,
-        config: _Config, group: int, steps: int,
+        config: _Config, group: int, steps: int, watch: Watch | None,
     ) -> None:  # fmt: skip
         self.lm, self.rewards, self.config, self.group, self.steps = lm, rewards, config, group, steps
+        self.watch = watch or (lambda users, jds: {})
         self.cvs = {seeker.user: seeker.cv for seeker in seekers}
         self.prompts = {seeker.user: ids for seeker, ids in zip(seekers, prompts, strict=True)}
         self.iteration = 0
@@ -286,10 +289,11 @@ class _Rollouts:
         total, scored, parts = penalised(
             self.rewards, prompts, cvs, texts, ended, self.config.no_eos_penalty, f"iteration {self.iteration}"
         )
-        for name, values in {"score": scored, **parts}.items():
-            log_metric(name, float(values.mean()))
-        log_metric("without_eos", 1 - np.mean(ended))  # TRL takes a pad token that was sampled for an end
-        log_metric("distinct_jds", len(set(texts)) / len(texts))
+        means = {name: float(values.mean()) for name, values in {"score": scored, **parts}.items()}
+        means["without_eos"] = 1 - float(np.mean(ended))  # TRL takes a pad token that was sampled for an end
+        means["distinct_jds"] = len(set(texts)) / len(texts)
+        for name, value in (means | self.watch(prompts, texts)).items():
+            log_metric(name, value)
         return total.tolist()
 
 
@@ -361,16 +365,19 @@ class _Budget:
 
 def _fit_online(
     lm: LanguageModel, seekers: Sequence[SeekerCV], prompts: Sequence[list[int]], rewards: Rewards,
-    config: GRPOConfig | RLOOConfig, folder: Path,
+    config: GRPOConfig | RLOOConfig, folder: Path, watch: Watch | None = None,
 ) -> Any:  # fmt: skip
-    """Train ``lm.model`` by TRL's GRPOTrainer or RLOOTrainer, from the last whole checkpoint in ``folder``."""
+    """Train ``lm.model`` by TRL's GRPOTrainer or RLOOTrainer, from the last whole checkpoint in ``folder``.
+
+    ``watch(seekers, JDs)`` gives numbers for the log, from which nothing learns.
+    """
     import datasets
     import trl
 
     method, budget = _method(config), _Budget.of(config)
     processes = this_process().num_processes
     on_device = min(budget.micro_batch, budget.minibatch // processes)
-    rollouts = _Rollouts(lm, seekers, prompts, rewards, config, budget.group, budget.steps)
+    rollouts = _Rollouts(lm, seekers, prompts, rewards, config, budget.group, budget.steps, watch)
     rows = seekers_in_turn(len(seekers), budget.iterations * budget.cvs, config.seed)
     shared = {
         "output_dir": str(folder),
@@ -482,6 +489,7 @@ def _score_jds_alone(model: Any, temperature: float) -> None:
 _NAMES = {  # in TRL's log: in ours, which are those of girl ppo's
     "reward": "reward", "score": "score", "reward_std": "reward_sd", "entropy": "entropy", "loss": "loss",
     "completions/mean_length": "jd_tokens", "without_eos": "without_eos", "distinct_jds": "distinct_jds",
+    "true_probability": "true_probability", "readable": "readable",
     "clip_ratio/region_mean": "clip_fraction", "grad_norm": "grad_norm", "learning_rate": "learning_rate",
 }  # fmt: skip
 
@@ -638,7 +646,8 @@ def _align(files: DatasetFiles, config: GRPOConfig | RLOOConfig | DPOConfig) -> 
         encoded = [prompt.encode(lm.tokenizer, seeker.cv, limit) for seeker in seekers]
         counts = {"seekers_in_valid_or_test_left_out": left_out, "cvs_cut": sum(cut > 0 for _, cut in encoded)}
         _own_reference(lm, start, config, work)
-        trainer, history, report = _online(lm, seekers, [ids for ids, _ in encoded], rewards, config, work)
+        prompts, watch = [ids for ids, _ in encoded], true_match_watch(files)
+        trainer, history, report = _online(lm, seekers, prompts, rewards, config, work, watch)
     if not process.is_main_process:
         return {"folder": str(folder)}
     model = trainer.accelerator.unwrap_model(trainer.model)
@@ -669,7 +678,7 @@ def _align(files: DatasetFiles, config: GRPOConfig | RLOOConfig | DPOConfig) -> 
 
 def _online(
     lm: LanguageModel, seekers: list[SeekerCV], prompts: list[list[int]], rewards: Rewards,
-    config: GRPOConfig | RLOOConfig, work: Path,
+    config: GRPOConfig | RLOOConfig, work: Path, watch: Watch | None,
 ) -> tuple[Any, list[dict[str, Any]], dict[str, Any]]:  # fmt: skip
     """The trainer after training, its log and what to report of it."""
     method, budget = _method(config), _Budget.of(config)
@@ -679,7 +688,7 @@ def _online(
             f"{config.rl_stages}; lower {method}_cvs, or read more stages (rl_stages)."
         )
     rewards.check(seeker.user for seeker in seekers)
-    trainer = _fit_online(lm, seekers, prompts, rewards, config, work)
+    trainer = _fit_online(lm, seekers, prompts, rewards, config, work, watch)
     history = _history(trainer.state.log_history, method, budget.steps)
     report = {"iterations": len(history), "jds": len(history) * budget.jds}
     report |= {"reward_first": history[0]["reward"], "reward_last": history[-1]["reward"]}
