@@ -18,8 +18,9 @@ DPO (Rafailov et al. 2023, arXiv:2305.18290), on pairs of a better and a worse J
     dpo_pairs: best_of_n    ``dpo_best_of`` JDs sampled by the start for each of ``dpo_cvs`` CVs: the best and the worst
                             by R; a CV whose JDs all have one reward gives no pair
 
-A KL coefficient means something else in each: GRPO's weighs a mean over tokens against advantages of deviation 1,
-RLOO's a sum over tokens against rewards as they are.
+A KL coefficient means something else in each. RLOO's weighs the KL of a whole JD, the sum over its tokens. So does
+GRPO's, though a mean is printed: reward and KL are both divided by l there, and the reward by its deviation. PPO's
+``ppo_kl_coef`` weighs the mean over tokens against the reward of the whole JD: as much as ``ppo_kl_coef`` / l here.
 
 Every prompt is the token ids of prompts.py, every JD the ids that were sampled (or, in a pair of the stage, encode_text
 and EOS): nothing is tokenized again, and a CV that quotes control tokens stays data. JDs are sampled by llm.sample from

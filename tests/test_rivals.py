@@ -18,6 +18,7 @@ from girl_recbole.config import make_config
 from girl_recbole.errors import ConfigError, DataError
 from girl_recbole.generate import generator_folder, load_generator
 from girl_recbole.manifest import read_manifest, write_manifest
+from girl_recbole.ppo import PPOConfig
 from girl_recbole.prompts import make_prompt
 from girl_recbole.rivals import DPOConfig, GRPOConfig, Preference, RLOOConfig, best_and_worst
 
@@ -442,3 +443,18 @@ def test_settings_and_data_that_cannot_work(tmp_path):
     for method, changes in (("grpo", {}), ("dpo", {"dpo_pairs": "best_of_n"})):
         with pytest.raises(DataError, match=r"toy\.rl\.user: 1 of 12 seekers are in valid or test too, first u1"):
             run(tmp_path, files, method, **changes)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "qwen-0.5b-lora", "llm-7b-lora"])
+def test_shipped_presets_can_work(preset):
+    """For the embedded generator GRPO, RLOO and best_of_n sample as many JDs as PPO."""
+    filled = {method: make_config(kind, preset=f"generator/{preset}") for method, kind in CONFIGS.items()}
+    for config in filled.values():
+        rivals._check(config)
+    if preset == "tiny":
+        ppo = make_config(PPOConfig, preset="generator/tiny")
+        wanted = ppo.ppo_iterations * ppo.ppo_batch_size
+        assert filled["dpo"].dpo_cvs * filled["dpo"].dpo_best_of == wanted
+        for method in ("grpo", "rloo"):
+            budget = rivals._Budget.of(filled[method])
+            assert budget.iterations * budget.jds == wanted
