@@ -314,8 +314,9 @@ def check(
 
 def sharing(process: accelerate.PartialState) -> dict[str, Any]:
     """``on_gpu`` and ``shards`` of the estimates, for the process that `accelerate launch` started."""
-    sharded = any(parse_flag_from_env(f"ACCELERATE_USE_{kind}") for kind in ("FSDP", "DEEPSPEED"))
-    return {"on_gpu": process.device.type == "cuda", "shards": process.num_processes if sharded else 1}
+    on_gpu = process.device.type == "cuda"
+    sharded = on_gpu and any(parse_flag_from_env(f"ACCELERATE_USE_{kind}") for kind in ("FSDP", "DEEPSPEED"))
+    return {"on_gpu": on_gpu, "shards": process.num_processes if sharded else 1}
 
 
 def available(device: torch.device) -> int:
