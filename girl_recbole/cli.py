@@ -20,7 +20,7 @@ import typer
 
 from girl_recbole import __version__
 from girl_recbole.atomic import DatasetFiles
-from girl_recbole.config import check_keys, make_config, overrides_by_key, properties_file
+from girl_recbole.config import check_keys, load_properties, make_config, overrides_by_key, properties_file
 from girl_recbole.errors import ConfigError, GirlError
 
 __all__ = ["app", "main"]
@@ -185,8 +185,11 @@ def align(
     stages = ("sft", "reward", "ppo", "generate")
     given, known = overrides_by_key(context.args), {stage: set(_keys_of(stage)) for stage in stages}
     check_keys(given, set().union(*known.values()), "girl align (its keys are those of sft, reward, ppo and generate)")
-    aligned = given.pop("generator", "--generator=ppo")
-    start = given.get("start_generator", "--start_generator=sft").partition("=")[2]
+    named = {"generator": "ppo"}  # the shipped files name the fine-tuned one; the user's win
+    for path in config:
+        named |= {key: value for key, value in load_properties(path).items() if key in ("generator", "start_generator")}
+    aligned = given.pop("generator", f"--generator={named['generator']}")
+    start = given.get("start_generator", f"={named.get('start_generator', 'sft')}").partition("=")[2]
     for stage in stages:
         arguments = [argument for key, argument in given.items() if key in known[stage]]
         arguments += {"sft": [f"--generator={start}"], "ppo": [aligned], "generate": [aligned]}.get(stage, [])
@@ -231,7 +234,7 @@ def run(context: typer.Context):
 
 
 @app.command()
-def keys(stage: Annotated[str, typer.Argument(help="simulate, prepare, split, sft, generate or embed")]):
+def keys(stage: Annotated[str, typer.Argument(help=f"one of {', '.join(_STAGES)}")]):
     """List the --key=value properties of a stage: type, unit, meaning and default."""
     from girl_recbole.config import documented_keys
 

@@ -66,5 +66,8 @@ def make_critic(reward_model: RewardModel, lora: tuple[int, int, float, str] | N
     config.task_type, config.modules_to_save = "SEQ_CLS", heads
     torch.manual_seed(seed)
     network = peft.get_peft_model(reward_model.model, config)
+    for parameter in network.parameters():
+        if parameter.requires_grad:  # the head too: small steps are lost in bfloat16
+            parameter.data = parameter.data.float()
     reward_model.model = network  # to be used inside frozen()
     return Critic(network, reward_model.mean, reward_model.scale, is_adapter=True)

@@ -10,7 +10,8 @@ parameters, n = sequences * tokens of one backward pass on one device, e = bytes
     optimiser states    8 P (AdamW: two moments)
     activations         what a layer keeps for its backward pass, n times :
                         in full   16 H + e (2 H + 4 Q + 4 I), in half precision with 5 H: each layer casts its input
-                        LoRA       8 H + e (4 Q + 3 I) + (4 + e) x inputs of all adapted layers (1 + e on a GPU)
+                        LoRA       8 H + e (4 Q + 3 I) + e x inputs of all adapted layers; of dropout, which PPO has not,
+                                   once more 4 x the inputs, 1 x on a GPU
                         times the layers; with gradient checkpointing 4 H a layer, and one layer in whole
     logits              4 V, ``_LOGITS`` times a projected token: themselves, their softmax, and the gradients of both
     keys and values     2 e K a layer for each token of each sequence that is written at the same time
@@ -157,7 +158,10 @@ def ppo_estimate(
     steady["optimiser states"] = 8 * (policy.trained + critic.trained)
     gradients = {"gradients": 4 * (policy.trained + critic.trained)}
     critic_tokens = tokens if critic_reads_jds else prompt_tokens + 1
-    learning = {"dtype": dtype, "sequences": micro_batch, "checkpointing": gradient_checkpointing, "on_gpu": on_gpu}
+    learning = {
+        "dtype": dtype, "sequences": micro_batch, "checkpointing": gradient_checkpointing, "on_gpu": on_gpu,
+        "dropout": False,
+    }  # fmt: skip
     phases = [
         {
             "activations of the actor": activations(policy, tokens=tokens, **learning),
@@ -207,23 +211,24 @@ def _logits(network: Network, tokens: int) -> int:
 
 
 def activations(
-    network: Network, dtype: str, sequences: int, tokens: int, checkpointing: bool = False, on_gpu: bool = False
-) -> int:
+    network: Network, dtype: str, sequences: int, tokens: int, checkpointing: bool = False, on_gpu: bool = False,
+    dropout: bool = True,
+) -> int:  # fmt: skip
     """Bytes that a forward pass keeps for the backward pass, logits excepted."""
-    layer = _kept_by_a_layer(network, dtype, on_gpu)
+    layer = _kept_by_a_layer(network, dtype, on_gpu, dropout)
     layers = 4 * network.width * network.layers + layer if checkpointing else layer * network.layers
     return sequences * tokens * (layers + 3 * 4 * network.width)
 
 
-def _kept_by_a_layer(network: Network, dtype: str, on_gpu: bool = False) -> int:
+def _kept_by_a_layer(network: Network, dtype: str, on_gpu: bool, dropout: bool) -> int:
     """Bytes a token: the equations of the module's docstring. The norms compute in float32 in any case."""
     e, attention = _BYTES[dtype], 4 * network.queries  # a padded batch repeats keys and values for all queries
     if not network.rank:
         inputs = (2 if dtype == "fp32" else 5) * network.width  # autocast makes a copy for each linear layer
         return 16 * network.width + e * (inputs + attention + 4 * network.inner)
-    dropped = (1 if on_gpu else 4) + e  # LoRA's dropout: what it multiplied by, and the product
+    masks = (1 if on_gpu else 4) * dropout  # what LoRA's dropout multiplied its inputs by
     inputs = sum(inputs for inputs, _ in network.adapted) // network.layers
-    return 8 * network.width + e * (attention + 3 * network.inner) + dropped * inputs
+    return 8 * network.width + e * (attention + 3 * network.inner) + (masks + e) * inputs
 
 
 def _passing(network: Network, dtype: str) -> int:

@@ -22,9 +22,10 @@ its copy. With LoRA (``lora_rank`` > 0): one base, whose adapter is the actor an
 and one reward model, whose adapter and head are the critic.
 
 Everything random is a function of (seed, iteration): the sampled tokens (Philox, llm.py), the order of the seekers,
-the minibatches, dropout. So a checkpoint holds weights, optimisers, schedulers, lambda and the log, and a run that was
-killed ends with the same bits as one that was not (on a CPU). With `accelerate launch` each process samples its share
-of the seekers; rewards, advantages and minibatches are those of one process.
+the minibatches. There is no dropout: all log-probabilities of a token are those of one network. So a checkpoint holds
+weights, optimisers, schedulers, lambda and the log, and a run that was killed ends with the same bits as one that was
+not (on a CPU). With `accelerate launch` each process samples its share of the seekers; rewards, advantages and
+minibatches are those of one process.
 
 Output: ``<saved_folder>/NAME/<generator>/`` as from `girl sft`, with log.jsonl (a line an iteration), curves.html and
 samples.jsonl.
@@ -72,9 +73,9 @@ from girl_recbole.curves import draw_curves
 from girl_recbole.errors import ConfigError, DataError, some_of
 from girl_recbole.generate import check_language_model, check_least, claim, cv_room, generator_folder
 from girl_recbole.llm import LanguageModel
-from girl_recbole.manifest import file_hash, read_manifest
+from girl_recbole.manifest import file_hash, read_manifest, text_hash
 from girl_recbole.prompts import Prompt
-from girl_recbole.reward import RewardModel, load_reward_model, tokenizer_hash
+from girl_recbole.reward import RewardModel, load_reward_model, tokenizer_hash, untrained
 from girl_recbole.rewards import Rewards, make_rewards
 from girl_recbole.trainers import this_process, write_lines
 
@@ -217,9 +218,12 @@ class PPO:
         else:
             self.reference = copy.deepcopy(lm.model).eval().requires_grad_(False)
             lm.model.requires_grad_(True)
+        for model in (lm.model, critic):
+            _without_dropout(model)
         if config.gradient_checkpointing:
-            lm.model.gradient_checkpointing_enable({"use_reentrant": False})
-            lm.model.enable_input_require_grads()
+            for model in (lm.model, critic.network):
+                model.gradient_checkpointing_enable({"use_reentrant": False})
+                model.enable_input_require_grads()
         critic.to(lm.device)
         optimisers = [
             torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, betas=(0.9, 0.95),
@@ -333,7 +337,8 @@ class PPO:
     def _reference(self, prompts: list[list[int]], tokens: list[list[int]]) -> list[list[float]]:
         """log p_SFT of every sampled token."""
         done: dict[int, list[float]] = {}
-        with self.reference.disable_adapter() if self.is_lora else contextlib.nullcontext():
+        adapter_off = self.reference.disable_adapter() if self.is_lora else contextlib.nullcontext()
+        with adapter_off, self.accelerator.autocast():  # computed as the actor's are
             for part in _by_length(prompts, tokens, self.config.ppo_micro_batch):
                 logp, mask = llm.continuation_log_probs(
                     self.reference, [prompts[i] for i in part], [tokens[i] for i in part],
@@ -492,24 +497,24 @@ class PPO:
                         loss = (target - values).square().sum() / len(rows)  # Eq. (8), this process's share
                     self.accelerator.backward(weight * world * loss)
                     sums[1] += weight * loss.detach()
-        actor_norm = 0.0
+        norms = []
         for model, optimiser, schedule in zip((self.actor, self.critic), self.optimisers, self.schedulers, strict=True):
             trained = [p for p in model.parameters() if p.grad is not None]
+            norms.append(0.0)
             if trained:
-                norm = float(self.accelerator.clip_grad_norm_(trained, config.ppo_max_grad_norm))
-                actor_norm = norm if model is self.actor else actor_norm
-                if math.isfinite(norm):
+                norms[-1] = float(self.accelerator.clip_grad_norm_(trained, config.ppo_max_grad_norm))
+                if math.isfinite(norms[-1]):
                     optimiser.step()
                     schedule.step()
             optimiser.zero_grad()
         sums = self.accelerator.reduce(sums, "sum").tolist()
         count = sums[5] or float("nan")
-        report = {"critic_loss": sums[1]}
+        report = {"critic_loss": sums[1], "critic_grad_norm": norms[1]}
         if warming_up:
             return report | {"actor_loss": 0.0, "clip_fraction": 0.0, "ratio": 1.0, "step_kl": 0.0, "grad_norm": 0.0}
         return report | {
             "actor_loss": sums[0], "clip_fraction": sums[2] / count, "ratio": sums[3] / count,
-            "step_kl": sums[4] / count, "grad_norm": actor_norm,
+            "step_kl": sums[4] / count, "grad_norm": norms[0],
         }  # fmt: skip
 
     # -------------------------------------------------------------------------------------------------- checkpoints
@@ -539,6 +544,15 @@ class PPO:
         self.kl_coef, self.iteration, self.history = state["kl_coef"], state["iteration"], history
 
 
+def _without_dropout(model: torch.nn.Module) -> None:
+    """All log-probabilities of a token are those of one network: the ratio is 1 at the first step, on each device."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+
+
 def _padded(rows: Sequence[Sequence[float]]) -> tuple[torch.Tensor, torch.Tensor]:
     """(N, T) float32 with zeros after each row's end, and the mask of what is real."""
     width = max(map(len, rows))
@@ -558,6 +572,7 @@ def _describe(batch: list[Rollout], reward: torch.Tensor, returns: torch.Tensor)
     ref, _ = _padded([r.ref for r in batch])
     values, _ = _padded([r.values for r in batch])
     values, returns = (values[mask], returns[mask]) if returns.dim() == 2 else (values[:, 0], returns)
+    explained = pg.explained_variance(values, returns)
     kinds = {
         f"kl_{name}": pg.mean_over_tokens(pg.kl_terms(old, ref, name), mask).mean().item() for name in pg.KL_ESTIMATORS
     }
@@ -570,7 +585,7 @@ def _describe(batch: list[Rollout], reward: torch.Tensor, returns: torch.Tensor)
         **kinds,
         "kl_sequence": ((old - ref) * mask).sum(1).mean().item(),
         "entropy": -pg.mean_over_tokens(old, mask).mean().item(),  # of the sampling distribution, by its own samples
-        "explained_variance": pg.explained_variance(values, returns),
+        "explained_variance": explained if math.isfinite(explained) else None,
         "jd_tokens": float(np.mean([len(r.tokens) for r in batch])),
         "without_eos": float(np.mean([not r.ended for r in batch])),
         "distinct_1": distinct([r.tokens for r in batch], 1),
@@ -606,25 +621,34 @@ def train(files: DatasetFiles, config: PPOConfig) -> dict[str, Any]:
     work = folder.with_name(folder.name + ".checkpoints")
     settings = dataclasses.asdict(config)
     inputs = [path for path in (files.stage("rl"), files.stage("sft"), files.udoc) if path.exists()]
+    this_process()  # each process has its own device from here on
     seekers, left_out = read_seekers(files, config.rl_stages)
     # full training holds float32 weights and computes in lm_dtype
     held = config if config.lora_rank else dataclasses.replace(config, lm_dtype="fp32")
     lm, prompt = load_start(files, held)
-    reward_model = load_reward_model(files, held, merge=True)
-    _check_same_language(reward_model, lm, prompt, config)
+    if "model" in config.rewards:
+        reward_model = load_reward_model(files, held, merge=True)
+        _check_same_language(reward_model, lm, prompt, config)
+    else:  # the critic has no judge to start from: the start's own body, and a new head
+        reward_model = untrained(load_start(files, held)[0], prompt, config)
     rewards = make_rewards(files, config, reward_model)  # one set of weights for reward and critic
     rewards.check(seeker.user for seeker in seekers)
     made_from = {
         "start": lm.fingerprint, "rewards": rewards.fingerprint, "critic": reward_model.fingerprint,
         "inputs": {path.name: file_hash(path) for path in inputs},
+        "seekers": text_hash(*(text for seeker in seekers for text in (seeker.user, seeker.cv))),
     }  # fmt: skip
     recorded = (read_manifest(folder) if folder.exists() else None) or {}
     same = json.loads(json.dumps(settings))
     if recorded.get("config") == same and recorded.get("made_from") == made_from:
         kept = {key: value for key, value in recorded.items() if key in _REPORTED}
+        shutil.rmtree(work, ignore_errors=True)  # left by a kill between the manifest and the end
         said = "all: trained already with these settings on these files; delete the folder to train again"
         return {"folder": str(folder), **kept, "reused": said}
-    limit = min(config.max_cv_tokens, cv_room(lm, prompt, config.max_jd_tokens))
+    if recorded.get("kind", "generator") != "generator":
+        raise ConfigError(f"generator: {folder} holds a {recorded['kind']}; give the aligned generator another name.")
+    room = min(lm.context, reward_model.context) - lm.context  # the critic reads the actor's tokens
+    limit = min(config.max_cv_tokens, cv_room(lm, prompt, config.max_jd_tokens) + room)
     encoded = [prompt.encode(lm.tokenizer, seeker.cv, limit) for seeker in seekers]
     _check_memory(config, lm, reward_model, [ids for ids, _ in encoded])
     lora = (config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets) if config.lora_rank else None
@@ -684,7 +708,12 @@ def _loop(ppo: PPO, work: Path, config: PPOConfig) -> None:
         total=config.ppo_iterations, initial=ppo.iteration, desc=config.generator, unit="it", disable=hidden
     ) as bar:
         while ppo.iteration < config.ppo_iterations:
-            line = ppo.iterate()
+            try:
+                line = ppo.iterate()
+            except DataError as error:
+                raise DataError(
+                    f"{error} Checkpoints are in {work}; delete it to begin anew with other settings."
+                ) from None
             bar.update()
             bar.set_postfix(reward=f"{line['reward']:.3f}", kl=f"{line['kl_k3']:.3f}", cut=f"{line['without_eos']:.2f}")
             if ppo.iteration % config.ppo_save_iterations == 0 or ppo.iteration == config.ppo_iterations:
@@ -706,18 +735,22 @@ def _save_checkpoint(ppo: PPO, work: Path) -> None:
         write_lines(partial / "log.jsonl", ppo.history)
         shutil.rmtree(whole, ignore_errors=True)
         os.replace(partial, whole)
-        for old in _checkpoints(work)[:-2]:
-            shutil.rmtree(old)
+        for path in _checkpoints(work):  # the last two up to here; later ones are of a longer run
+            if not ppo.iteration - 2 * ppo.config.ppo_save_iterations < int(path.name.split("-")[1]) <= ppo.iteration:
+                shutil.rmtree(path)
     ppo.accelerator.wait_for_everyone()
 
 
 def _resume(ppo: PPO, work: Path, iterations: int) -> None:
     """Go on from the newest checkpoint that is not past the last iteration wanted."""
-    usable = [path for path in _checkpoints(work) if int(path.name.split("-")[1]) <= iterations]
+    whole = _checkpoints(work)
+    usable = [path for path in whole if int(path.name.split("-")[1]) <= iterations]
     if not usable:
+        if whole:
+            log.warning("%s: its checkpoints are past iteration %d; beginning anew", work, iterations)
         return
     log.info("going on from %s", usable[-1])
-    state = torch.load(usable[-1] / "state.pt", map_location=ppo.lm.device, weights_only=True)
+    state = torch.load(usable[-1] / "state.pt", map_location="cpu", weights_only=True)
     lines = (usable[-1] / "log.jsonl").read_text(encoding="utf-8").splitlines()
     ppo.restore(state, [json.loads(line) for line in lines])
 
@@ -736,6 +769,15 @@ def _check(config: PPOConfig) -> None:
         value = getattr(config, key)
         if value is not None and not value > 0:
             raise ConfigError(f"{key}: {value}; more than 0 is required.")
+    if config.lora_rank:
+        check_least(config, lora_alpha=1)
+    for key in ("ppo_gamma", "ppo_lambda"):
+        if getattr(config, key) > 1:
+            raise ConfigError(f"{key}: {getattr(config, key)}; at most 1 is required.")
+    if config.ppo_kl_target and not config.ppo_kl_coef:
+        raise ConfigError("ppo_kl_target: a ppo_kl_coef of 0 can never be adapted; give it a value above 0.")
+    if config.generator == config.reward_model:
+        raise ConfigError(f"generator: {config.generator!r} is the reward model's name; give it another.")
     if config.ppo_mode not in MODES:
         raise ConfigError(f"ppo_mode: {config.ppo_mode!r} is unknown; known: {', '.join(MODES)}.")
     if config.ppo_kl_estimator not in pg.KL_ESTIMATORS:

@@ -100,6 +100,7 @@ __all__ = [
     "score",
     "tokenizer_hash",
     "train",
+    "untrained",
 ]
 
 log = logging.getLogger(__name__)
@@ -256,6 +257,14 @@ def load_reward_model(files: DatasetFiles, config: Any, merge: bool = False) -> 
     tokenizer = tokenizer_hash(model.tokenizer)
     require(folder, rebuild, prompt=model.prompt.id, tokenizer=tokenizer, fingerprint=model.fingerprint)
     return model
+
+
+def untrained(lm: LanguageModel, prompt: Prompt, config: Any) -> RewardModel:
+    """A reward model that nothing taught yet: the body of ``lm`` (changed in place), a new head by ``config.seed``."""
+    return RewardModel(
+        _scorer(lm, None, config.seed), lm.tokenizer, prompt, 0.0, 1.0, config.max_cv_tokens, config.max_jd_tokens,
+        lm.fingerprint, f"{lm.name} with a new head",
+    )  # fmt: skip
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

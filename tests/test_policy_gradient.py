@@ -46,7 +46,7 @@ def test_k3_has_the_expectation_kl_and_the_printed_form_has_not(seed):
 
 
 def test_only_k1_in_the_reward_has_the_gradient_of_the_kl():
-    """Descent on E[k] by score function, E[grad log p . k], over a policy that can be listed, against autograd of KL."""
+    """The score-function gradient of E[k], E[grad log p . k], over a listed policy, against autograd of the KL."""
     ref = torch.log_softmax(torch.tensor([0.0, 0.5, -1.0, 0.2], dtype=torch.float64), 0)
     theta = torch.tensor([0.1, -0.6, -0.7, 0.9], dtype=torch.float64, requires_grad=True)
     actor = torch.log_softmax(theta, 0)

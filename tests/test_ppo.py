@@ -88,7 +88,7 @@ def test_a_huge_kl_coefficient_keeps_the_start():
         after = [listed(ppo.lm, prompt) for prompt in ppo.prompts]
         distances = [0.5 * sum(abs(b[k] - a[k]) for k in a) for a, b in zip(before, after, strict=True)]
         moved[estimator] = np.mean(distances)  # total variation
-    assert moved["k1"] < 0.06
+    assert moved["k1"] < 0.1
     assert moved["k3"] > 2 * moved["k1"]
 
 
@@ -248,7 +248,7 @@ def test_stage_writes_a_generator_with_its_log_and_generate_uses_it(toy):
 
 def test_a_killed_run_ends_with_the_same_bits(toy, tmp_path):
     """SIGKILL after the first checkpoint of a run of its own; the rest is done by a second process."""
-    settings = config(toy, generator="killed", lora_rank=2, lora_dropout=0.1)  # dropout draws random numbers too
+    settings = config(toy, generator="killed", lora_rank=2, lora_dropout=0.1)
     undisturbed = config(toy, generator="whole", lora_rank=2, lora_dropout=0.1)
     code = (
         "import sys, json; sys.path[:0] = json.loads(sys.argv[1])\n"
@@ -349,6 +349,10 @@ def test_two_processes_learn_what_one_learns(toy):
 
 
 def test_bad_input_is_said(toy, tmp_path):
+    with pytest.raises(ConfigError, match=r"generator: 'reward' is the reward model's name"):
+        train(toy, config(toy, generator="reward"))
+    with pytest.raises(ConfigError, match=r"ppo_gamma: 1.5; at most 1"):
+        train(toy, config(toy, ppo_gamma=1.5))
     with pytest.raises(ConfigError, match=r"generator: 'sft' is the generator to start from"):
         train(toy, config(toy, generator="sft"))
     with pytest.raises(ConfigError, match=r"ppo_mode: 'gril' is unknown; known: girl, token, strict_paper"):
@@ -370,6 +374,41 @@ def test_refuses_what_cannot_fit_and_what_cannot_be_sharded(toy, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ConfigError, match=r"data-parallel .*not with FSDP or DeepSpeed"):
         train(toy, config(toy, generator="sharded"))
+
+
+def test_without_a_judge_the_critic_starts_from_the_generator(toy, tmp_path):
+    """A reward that needs no recruiter needs no reward model either; a new split changes who is learned from."""
+    import pandas as pd
+
+    files = dataclasses.replace(toy, folder=Path(shutil.copytree(toy.folder, tmp_path / "toy")))
+    settings = config(files, generator="by-rank", rl_stages=["sft"], rewards={"retrieval": 1.0}, reward_model="none")
+    settings = dataclasses.replace(settings, saved_folder=str(tmp_path / "saved"))
+    shutil.copytree(Path(config(toy).saved_folder), settings.saved_folder)
+    assert train(files, settings)["seekers"] == 96
+    assert "reused" in train(files, settings)
+    judged = pd.DataFrame({"user_id": ["u1", "u2"], "item_id": "nurse", "label": 1.0})
+    write_interactions(files.split("cold", "test"), judged)
+    assert train(files, settings)["seekers"] == 94  # not the generator that had learned from them
+
+
+def test_fewer_iterations_than_a_checkpoint_begin_anew_and_keep_their_own(toy):
+    from girl_recbole.ppo import _checkpoints, _resume, _save_checkpoint
+
+    work = toy.folder.parent / "lowered.checkpoints"
+    ppo = listed_ppo(ppo_save_iterations=1)
+    for _ in range(4):
+        ppo.iterate()
+        _save_checkpoint(ppo, work)
+    assert [path.name for path in _checkpoints(work)] == ["iteration-000003", "iteration-000004"]
+    again = listed_ppo(ppo_save_iterations=1)
+    _resume(again, work, iterations=2)
+    assert again.iteration == 0
+    again.iterate()
+    _save_checkpoint(again, work)
+    assert [path.name for path in _checkpoints(work)] == ["iteration-000001"]
+    third = listed_ppo(ppo_save_iterations=1)
+    _resume(third, work, iterations=2)
+    assert third.iteration == 1
 
 
 def test_seekers_of_rl_in_a_test_part_are_refused_and_those_of_sft_left_out(toy, tmp_path):
