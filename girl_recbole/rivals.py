@@ -70,7 +70,7 @@ from girl_recbole.curves import draw_curves
 from girl_recbole.errors import ConfigError, DataError, some_of
 from girl_recbole.generate import check_language_model, check_least, claim, cv_room, generator_folder
 from girl_recbole.llm import IGNORED, LanguageModel, Sampled
-from girl_recbole.manifest import file_hash, read_manifest
+from girl_recbole.manifest import file_hash, read_manifest, text_hash
 from girl_recbole.prompts import Prompt, encode_text
 from girl_recbole.reward import draw_pairs, read_answers
 from girl_recbole.rewards import Rewards, make_rewards
@@ -614,6 +614,7 @@ def _align(files: DatasetFiles, config: GRPOConfig | RLOOConfig | DPOConfig) -> 
     work = folder.with_name(folder.name + ".checkpoints")
     settings = dataclasses.asdict(config)
     from_stage = method == "dpo" and config.dpo_pairs == "stage"
+    process = this_process()  # each process has its own device from here on
     # full training holds float32 weights and computes in lm_dtype
     lm, prompt = load_start(files, config if config.lora_rank else dataclasses.replace(config, lm_dtype="fp32"))
     lm.model.requires_grad_(True)  # that of a merged adapter is off
@@ -625,12 +626,14 @@ def _align(files: DatasetFiles, config: GRPOConfig | RLOOConfig | DPOConfig) -> 
         "start": lm.fingerprint, "rewards": rewards and rewards.fingerprint,
         "inputs": {path.name: file_hash(path) for path in inputs if path.exists()},
     }  # fmt: skip
+    if not from_stage:  # which of them are in valid or test depends on the split
+        seekers = read_seekers(files, config.rl_stages)[0]
+        made_from["seekers"] = text_hash(*(text for seeker in seekers for text in (seeker.user, seeker.cv)))
     recorded = (read_manifest(folder) if folder.exists() else None) or {}
     if recorded.get("config") == json.loads(json.dumps(settings)) and recorded.get("made_from") == made_from:
         kept = {key: value for key, value in recorded.items() if key in _REPORTED}
         said = "all: trained already with these settings on these files; delete the folder to train again"
         return {"folder": str(folder), **kept, "reused": said}
-    process = this_process()
     if process.is_main_process:
         finished = last_checkpoint(work) is not None or (work / "pairs.jsonl").exists()
         claim(work, settings | made_from, int(finished), "checkpoints", f"girl {method}")
