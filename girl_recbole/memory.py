@@ -8,14 +8,13 @@ parameters, n = sequences * tokens of one backward pass on one device, e = bytes
                         half precision also a copy of e, which autocast keeps until the backward pass
     gradients           4 P
     optimiser states    8 P (AdamW: two moments)
-    activations         what a layer keeps for its backward pass, n times :
-                        in full   16 H + e (2 H + 4 Q + 4 I), in half precision with 5 H: each layer casts its input
-                        LoRA       8 H + e (4 Q + 3 I) + e x inputs of all adapted layers; of dropout, which PPO has not,
-                                   once more 4 x the inputs, 1 x on a GPU
+    activations         what a layer keeps for its backward pass, n times:
+                        in full   16 H + e (2 H + 4 Q + 4 I), in half precision with 5 H: each linear layer casts
+                        LoRA       8 H + e (4 Q + 3 I) + e x the inputs of all adapted layers; and, but in PPO, of
+                                   their dropout 4 x these inputs, on a GPU 1 x
                         times the layers; with gradient checkpointing 4 H a layer, and one layer in whole
     logits              4 V, ``_LOGITS`` times a projected token: themselves, their softmax, and the gradients of both
     keys and values     2 e K a layer for each token of each sequence that is written at the same time
-
     fragmentation       on a CPU, half of the activations, logits, keys and values: what malloc cannot give back
 
 A frozen copy costs its weights. PPO's phases follow each other, so that the dearest alone counts: the actor's update,
