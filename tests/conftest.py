@@ -23,11 +23,13 @@ _FILLER = [f"word{k}" for k in range(40)]
 
 
 @pytest.fixture(autouse=True)
-def logging_as_it_was():
-    """RecBole's own entry points set the root logger's level and handlers for good; no test hears of another's."""
+def process_as_it_was():
+    """RecBole's own entry points set the root logger's level and handlers, and its trainer autograd's search for NaN,
+    for good; no test hears of another's."""
     root = logging.getLogger()
-    level, handlers = root.level, list(root.handlers)
+    level, handlers, anomalies = root.level, list(root.handlers), torch.is_anomaly_enabled()
     yield
+    torch.autograd.set_detect_anomaly(anomalies)
     root.setLevel(level)
     root.handlers[:] = handlers
 
