@@ -10,8 +10,10 @@ Both sides train the same random Llama of the embedded generator's size in float
 jobrec-sim), with the same batch, minibatch, epochs and learning rate; reward model, critic and reference have the
 actor's size. Every response has the same number of tokens on both sides: no token ends it. TRL is given no stop token;
 here the list of stop tokens is empty, and the check that some JD ended is left out. TRL's batches are padded to their
-longest prompt, and so are ours. Two of our modes: girl, the default, whose critic reads the CV alone, and token, which
-is the algorithm of TRL's trainer: a KL at each token, a value at each token, GAE.
+longest prompt, ours to the longest of those that are read together. TRL counts micro-batches, not minibatches, when it
+accumulates: with --trl-micro it takes fewer optimiser steps, which the table shows, for the same passes. Two of our
+modes: girl, the default, whose critic reads the CV alone, and token, which is the algorithm of TRL's trainer: a KL at
+each token, a value at each token, GAE.
 
 The sides run in turn, each in a process of its own, several times; a process's first iteration is not counted. The
 table has medians over all iterations, with the least and the largest; CPU time beside them, which with --threads 1 says
@@ -63,7 +65,7 @@ def _child(folder, mode):
         overrides={
             "generator": "ppo", "seed": settings["seed"], "ppo_mode": mode, "ppo_iterations": settings["iterations"],
             "ppo_batch_size": settings["batch"], "ppo_minibatch": settings["minibatch"],
-            "ppo_micro_batch": settings["minibatch"], "gen_batch_size": settings["batch"],
+            "ppo_micro_batch": settings["micro"], "gen_batch_size": settings["batch"],
             "reward_batch": settings["batch"], "ppo_epochs": settings["epochs"], "ppo_critic_warmup": 0,
             "ppo_warmup": 0, "ppo_learning_rate": settings["learning_rate"], "ppo_step_kl": None, "ppo_max_kl": 1e9,
             "ppo_critic_learning_rate": settings["learning_rate"], "ppo_kl_coef": settings["kl_coef"],
@@ -134,6 +136,8 @@ def main():
     parser.add_argument("--trl-python", help="python of an environment with trl 1.12; without it only ours runs")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--minibatch", type=int, default=32)
+    parser.add_argument("--micro", type=int, help="ppo_micro_batch; the shipped one by default")
+    parser.add_argument("--trl-micro", type=int, help="TRL's; a whole minibatch by default")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--response", type=int, default=96, help="tokens of every response")
     parser.add_argument("--iterations", type=int, default=4, help="of each process, of which the first is not counted")
@@ -146,12 +150,16 @@ def main():
     if args.child:
         _child(Path(args.child[0]), args.child[1])
         return
+    if args.micro is None:
+        from girl_recbole.config import load_properties, properties_file
+
+        args.micro = load_properties(properties_file("overall.yaml"))["ppo_micro_batch"]
     here = Path(__file__).resolve().parent
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         parameters, lengths = _prepare(folder, args)
         shared = {name: getattr(args, name) for name in
-                  ("batch", "minibatch", "epochs", "response", "iterations", "threads", "seed")}  # fmt: skip
+                  ("batch", "minibatch", "micro", "trl_micro", "epochs", "response", "iterations", "threads", "seed")}  # fmt: skip
         (folder / "settings.json").write_text(json.dumps(shared | {"learning_rate": 1e-5, "kl_coef": 0.05}))
         commands = {
             "girl": [sys.executable, __file__, "--child", str(folder), "girl"],
@@ -169,8 +177,8 @@ def main():
     report = {"parameters": parameters, "prompt_tokens": lengths, **shared, "sides": {}}
     print(
         f"{parameters} parameters, {args.batch} prompts of {lengths[0]} to {lengths[2]} tokens (median {lengths[1]}), "
-        f"{args.response} tokens a response, minibatches of {args.minibatch}, {args.epochs} epochs, {args.threads} "
-        "threads"
+        f"{args.response} tokens a response, minibatches of {args.minibatch} (learned from {args.micro} at a time, by "
+        f"TRL {args.trl_micro or args.minibatch}), {args.epochs} epochs, {args.threads} threads"
     )
     columns = f"{'s/iteration':>12}{'least':>8}{'largest':>9}{'CPU s':>8}{'iterations/s':>14}{'optimiser steps':>17}"
     print(f"{'side':<10}{columns}")

@@ -38,10 +38,11 @@ def main():
         for _ in range(2)
     )
     iterations, batch = settings["iterations"], settings["batch"]
+    micro = settings["trl_micro"] or batch  # a minibatch is cut to it; batch: each is one piece, and one optimiser step
     arguments = PPOConfig(
         output_dir=str(folder / "trl"), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none",
         disable_tqdm=True, save_strategy="no", num_sample_generations=0, seed=settings["seed"],
-        total_episodes=iterations * batch, per_device_train_batch_size=batch, gradient_accumulation_steps=1,
+        total_episodes=iterations * batch, per_device_train_batch_size=micro, gradient_accumulation_steps=batch // micro,
         local_rollout_forward_batch_size=batch, num_mini_batches=batch // settings["minibatch"],
         num_ppo_epochs=settings["epochs"], response_length=settings["response"], stop_token=None, temperature=1.0,
         learning_rate=settings["learning_rate"], kl_coef=settings["kl_coef"],

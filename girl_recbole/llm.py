@@ -358,10 +358,21 @@ def choose(logits: torch.Tensor, draws: torch.Tensor, temperature: float, top_p:
         return logits.argmax(-1)
     probs = torch.softmax(logits.double() / temperature, -1)
     if top_p < 1:
-        ranked, order = torch.sort(probs, dim=-1, descending=True, stable=True)
-        ranked[ranked.cumsum(-1) - ranked >= top_p] = 0  # the token that reaches top_p stays
-        probs = torch.zeros_like(probs).scatter_(-1, order, ranked)
+        probs = probs.masked_fill(probs < nucleus_floor(probs, top_p), 0)
     steps = probs.cumsum(-1)
     target = draws[:, None] * steps[:, -1:]
     token = torch.searchsorted(steps, target, right=True).squeeze(-1)
     return token.clamp(max=logits.shape[-1] - 1)
+
+
+def nucleus_floor(probs: torch.Tensor, top_p: float) -> torch.Tensor:
+    """The probability of the token with which the likeliest tokens of a row reach ``top_p``: (B, 1). Tokens that are as
+    likely as that one belong to the nucleus too, so that it does not depend on an order among equals."""
+    size, k = probs.shape[-1], 64
+    while True:  # a nucleus is small: to sort the whole vocabulary took more time than the model itself
+        ranked = probs.topk(min(k, size)).values
+        if k >= size or bool((ranked.sum(-1) >= top_p).all()):
+            break
+        k *= 4
+    inside = ranked.cumsum(-1) - ranked < top_p
+    return ranked.gather(-1, inside.sum(-1, keepdim=True) - 1)
