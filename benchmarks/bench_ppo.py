@@ -158,8 +158,8 @@ def main():
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         parameters, lengths = _prepare(folder, args)
-        shared = {name: getattr(args, name) for name in
-                  ("batch", "minibatch", "micro", "trl_micro", "epochs", "response", "iterations", "threads", "seed")}  # fmt: skip
+        names = ("batch", "minibatch", "micro", "trl_micro", "epochs", "response", "iterations", "threads", "seed")
+        shared = {name: getattr(args, name) for name in names}
         (folder / "settings.json").write_text(json.dumps(shared | {"learning_rate": 1e-5, "kl_coef": 0.05}))
         commands = {
             "girl": [sys.executable, __file__, "--child", str(folder), "girl"],

@@ -42,7 +42,8 @@ def main():
     arguments = PPOConfig(
         output_dir=str(folder / "trl"), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none",
         disable_tqdm=True, save_strategy="no", num_sample_generations=0, seed=settings["seed"],
-        total_episodes=iterations * batch, per_device_train_batch_size=micro, gradient_accumulation_steps=batch // micro,
+        total_episodes=iterations * batch, per_device_train_batch_size=micro,
+        gradient_accumulation_steps=batch // micro,
         local_rollout_forward_batch_size=batch, num_mini_batches=batch // settings["minibatch"],
         num_ppo_epochs=settings["epochs"], response_length=settings["response"], stop_token=None, temperature=1.0,
         learning_rate=settings["learning_rate"], kl_coef=settings["kl_coef"],
