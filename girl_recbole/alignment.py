@@ -10,15 +10,19 @@ other stages are left out and counted.
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from girl_recbole import llm
 from girl_recbole.atomic import DatasetFiles, read_docs, read_table, read_users
+from girl_recbole.curves import draw_curves
 from girl_recbole.errors import ConfigError, DataError, some_of
 from girl_recbole.generate import (
     TRAINED,
@@ -31,17 +35,17 @@ from girl_recbole.generate import (
 from girl_recbole.llm import LanguageModel
 from girl_recbole.manifest import manifest_path, read_manifest, write_manifest
 from girl_recbole.prompts import Prompt, parse_jd
+from girl_recbole.trainers import write_lines
 
 __all__ = [
     "SeekerCV",
     "evaluation_seekers",
     "load_start",
     "read_seekers",
-    "save_generator",
-    "save_weights",
+    "save_aligned",
     "settings_of_start",
+    "trained_already",
     "true_match_watch",
-    "write_samples",
 ]
 
 log = logging.getLogger(__name__)
@@ -136,7 +140,73 @@ def true_match_watch(files: DatasetFiles) -> Callable[[Sequence[str], Sequence[s
     return watch
 
 
-def save_weights(model: Any, tokenizer: Any, folder: Path, start: Path) -> None:
+def trained_already(
+    folder: Path, work: Path, config: Any, made_from: dict[str, Any], reported: Sequence[str]
+) -> dict[str, Any] | None:
+    """The report of the generator in ``folder``, its values ``reported``, if ``config`` made it from ``made_from``.
+
+    ``made_from``: hashes of all that was read. What a kill has left in ``work`` after the end of the run goes.
+    """
+    recorded = (read_manifest(folder) if folder.exists() else None) or {}
+    if recorded.get("kind", "generator") != "generator":
+        raise ConfigError(f"generator: {folder} holds a {recorded['kind']}; give the aligned generator another name.")
+    same = json.loads(json.dumps(dataclasses.asdict(config)))
+    if recorded.get("config") != same or recorded.get("made_from") != made_from:
+        return None
+    shutil.rmtree(work, ignore_errors=True)
+    kept = {key: value for key, value in recorded.items() if key in reported}
+    said = "all: trained already with these settings on these files; delete the folder to train again"
+    return {"folder": str(folder), **kept, "reused": said}
+
+
+def save_aligned(
+    folder: Path,
+    work: Path,
+    model: Any,
+    lm: LanguageModel,
+    prompt: Prompt,
+    *,
+    files: DatasetFiles,
+    config: Any,
+    method: str,
+    seekers: Sequence[SeekerCV],
+    history: list[dict[str, Any]],
+    report: dict[str, Any],
+    began: float,
+    inputs: Sequence[Path],
+    made_from: dict[str, Any],
+) -> dict[str, Any]:
+    """Save what ``girl <method>`` trained as the generator ``folder``, delete ``work``, and return the report.
+
+    Beside the weights lie ``history`` as log.jsonl, its curves, and JDs for the first of ``seekers`` as samples.jsonl,
+    written by the weights as they were saved. ``began``: time.monotonic() at the start of the stage.
+    """
+    wall_time_s = round(time.monotonic() - began, 1)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    start = generator_folder(config.saved_folder, files.name, config.start_generator)
+    _save_weights(model, lm.tokenizer, partial, start)
+    write_lines(partial / "log.jsonl", history)
+    if method != "dpo":
+        draw_curves(history, partial / "curves.html", f"{files.name}: {config.generator}")
+    saved = llm.load(str(partial), config.lm_dtype)
+    samples = _samples(saved, prompt, seekers[: getattr(config, f"{method}_sample_jds")], config)
+    write_lines(partial / "samples.jsonl", samples)
+    report = {**report, "samples": len(samples)}
+    manifest_path(folder).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+    write_manifest(
+        folder, "generator", config=dataclasses.asdict(config), inputs=inputs, seed=config.seed,
+        wall_time_s=wall_time_s, made_by=f"girl {method} {files.name} --generator={config.generator}", prompt=prompt.id,
+        start_fingerprint=lm.fingerprint, made_from=made_from, fingerprint=saved.fingerprint, **report,
+    )  # fmt: skip
+    shutil.rmtree(work, ignore_errors=True)
+    return {"folder": str(folder), **report, "wall_time_s": wall_time_s}
+
+
+def _save_weights(model: Any, tokenizer: Any, folder: Path, start: Path) -> None:
     """The model as a Hugging Face folder. A LoRA adapter alone is saved, and names its base by the path to ``start``,
     relative to ``folder``, so that both can move together."""
     if hasattr(model, "peft_config"):
@@ -147,43 +217,14 @@ def save_weights(model: Any, tokenizer: Any, folder: Path, start: Path) -> None:
     (folder / "README.md").unlink(missing_ok=True)  # a model card that knows nothing of the data
 
 
-def write_samples(
-    lm: LanguageModel, prompt: Prompt, seekers: Sequence[SeekerCV], config: Any, batch_size: int
-) -> list[dict[str, Any]]:
+def _samples(lm: LanguageModel, prompt: Prompt, seekers: Sequence[SeekerCV], config: Any) -> list[dict[str, Any]]:
     """A JD for each of ``seekers`` as `girl generate` would write it: ids, JD and what is wrong with it, but no CV."""
     if not seekers:
         return []
-    engine = LocalEngine(lm, config.max_jd_tokens, config.temperature, config.top_p, batch_size)
+    engine = LocalEngine(lm, config.max_jd_tokens, config.temperature, config.top_p, config.gen_batch_size)
     limit = min(config.max_cv_tokens, cv_room(lm, prompt, config.max_jd_tokens))
     written = JDGenerator(engine, lm.tokenizer, prompt, config.seed, 1, limit).write([seeker.cv for seeker in seekers])
     return [
         {"user_id": seeker.user, "jd": w.texts[0], "ended": w.ended[0], "problem": parse_jd(w.texts[0]).problem}
         for seeker, w in zip(seekers, written, strict=True)
     ]
-
-
-def save_generator(
-    folder: Path,
-    write: Callable[[Path], dict[str, Any] | None],
-    *,
-    config: Any,
-    command: str,
-    inputs: Sequence[Path],
-    wall_time_s: float,
-    **facts: Any,
-) -> None:
-    """Write a generator by ``write(partial folder)``, put it in place, and then its manifest.
-
-    ``facts``, and those that ``write`` returns, go into the manifest.
-    """
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    facts |= write(partial) or {}
-    manifest_path(folder).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
-    write_manifest(
-        folder, "generator", config=dataclasses.asdict(config), inputs=inputs, seed=config.seed,
-        wall_time_s=wall_time_s, made_by=command, **facts,
-    )  # fmt: skip

@@ -61,19 +61,17 @@ from girl_recbole.alignment import (
     SeekerCV,
     load_start,
     read_seekers,
-    save_generator,
-    save_weights,
+    save_aligned,
     settings_of_start,
+    trained_already,
     true_match_watch,
-    write_samples,
 )
 from girl_recbole.atomic import DatasetFiles
 from girl_recbole.critic import Critic, make_critic
-from girl_recbole.curves import draw_curves
 from girl_recbole.errors import ConfigError, DataError, some_of
 from girl_recbole.generate import check_language_model, check_least, claim, cv_room, generator_folder
 from girl_recbole.llm import LanguageModel
-from girl_recbole.manifest import file_hash, read_manifest, text_hash
+from girl_recbole.manifest import file_hash, text_hash
 from girl_recbole.prompts import Prompt
 from girl_recbole.reward import RewardModel, load_reward_model, tokenizer_hash, untrained
 from girl_recbole.rewards import Rewards, make_rewards
@@ -638,15 +636,8 @@ def train(files: DatasetFiles, config: PPOConfig) -> dict[str, Any]:
         "inputs": {path.name: file_hash(path) for path in inputs},
         "seekers": text_hash(*(text for seeker in seekers for text in (seeker.user, seeker.cv))),
     }  # fmt: skip
-    recorded = (read_manifest(folder) if folder.exists() else None) or {}
-    same = json.loads(json.dumps(settings))
-    if recorded.get("config") == same and recorded.get("made_from") == made_from:
-        kept = {key: value for key, value in recorded.items() if key in _REPORTED}
-        shutil.rmtree(work, ignore_errors=True)  # left by a kill between the manifest and the end
-        said = "all: trained already with these settings on these files; delete the folder to train again"
-        return {"folder": str(folder), **kept, "reused": said}
-    if recorded.get("kind", "generator") != "generator":
-        raise ConfigError(f"generator: {folder} holds a {recorded['kind']}; give the aligned generator another name.")
+    if done := trained_already(folder, work, config, made_from, _REPORTED):
+        return done
     room = min(lm.context, reward_model.context) - lm.context  # the critic reads the actor's tokens
     limit = min(config.max_cv_tokens, cv_room(lm, prompt, config.max_jd_tokens) + room)
     encoded = [prompt.encode(lm.tokenizer, seeker.cv, limit) for seeker in seekers]
@@ -680,25 +671,10 @@ def train(files: DatasetFiles, config: PPOConfig) -> dict[str, Any]:
         "reward_last": ppo.history[-1]["reward"],
         "kl_last": ppo.history[-1]["kl_k3"],
     }
-
-    def write(partial: Path) -> dict[str, Any]:
-        start = generator_folder(config.saved_folder, files.name, config.start_generator)
-        save_weights(actor, lm.tokenizer, partial, start)
-        write_lines(partial / "log.jsonl", ppo.history)
-        draw_curves(ppo.history, partial / "curves.html", f"{files.name}: {config.generator}")
-        saved = llm.load(str(partial), config.lm_dtype)
-        samples = write_samples(saved, prompt, seekers[: config.ppo_sample_jds], config, config.gen_batch_size)
-        write_lines(partial / "samples.jsonl", samples)
-        report["samples"] = len(samples)
-        return {"fingerprint": saved.fingerprint, **report}
-
-    wall_time_s = round(time.monotonic() - begin, 1)
-    save_generator(
-        folder, write, config=config, command=f"girl ppo {files.name} --generator={config.generator}", inputs=inputs,
-        wall_time_s=wall_time_s, prompt=prompt.id, made_from=made_from,
+    return save_aligned(
+        folder, work, actor, lm, prompt, files=files, config=config, method="ppo", seekers=seekers, began=begin,
+        history=ppo.history, report=report, inputs=inputs, made_from=made_from,
     )  # fmt: skip
-    shutil.rmtree(work)
-    return {"folder": str(folder), **report, "wall_time_s": wall_time_s}
 
 
 def _loop(ppo: PPO, work: Path, config: PPOConfig) -> None:

@@ -41,7 +41,6 @@ import dataclasses
 import functools
 import json
 import logging
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -59,18 +58,16 @@ from girl_recbole.alignment import (
     evaluation_seekers,
     load_start,
     read_seekers,
-    save_generator,
-    save_weights,
+    save_aligned,
     settings_of_start,
+    trained_already,
     true_match_watch,
-    write_samples,
 )
 from girl_recbole.atomic import DatasetFiles
-from girl_recbole.curves import draw_curves
 from girl_recbole.errors import ConfigError, DataError, some_of
 from girl_recbole.generate import check_language_model, check_least, claim, cv_room, generator_folder
 from girl_recbole.llm import IGNORED, LanguageModel, Sampled
-from girl_recbole.manifest import file_hash, read_manifest, text_hash
+from girl_recbole.manifest import file_hash, text_hash
 from girl_recbole.prompts import Prompt, encode_text
 from girl_recbole.reward import draw_pairs, read_answers
 from girl_recbole.rewards import Rewards, make_rewards
@@ -629,11 +626,8 @@ def _align(files: DatasetFiles, config: GRPOConfig | RLOOConfig | DPOConfig) -> 
     if not from_stage:  # which of them are in valid or test depends on the split
         seekers = read_seekers(files, config.rl_stages)[0]
         made_from["seekers"] = text_hash(*(text for seeker in seekers for text in (seeker.user, seeker.cv)))
-    recorded = (read_manifest(folder) if folder.exists() else None) or {}
-    if recorded.get("config") == json.loads(json.dumps(settings)) and recorded.get("made_from") == made_from:
-        kept = {key: value for key, value in recorded.items() if key in _REPORTED}
-        said = "all: trained already with these settings on these files; delete the folder to train again"
-        return {"folder": str(folder), **kept, "reused": said}
+    if done := trained_already(folder, work, config, made_from, _REPORTED):
+        return done
     if process.is_main_process:
         finished = last_checkpoint(work) is not None or (work / "pairs.jsonl").exists()
         claim(work, settings | made_from, int(finished), "checkpoints", f"girl {method}")
@@ -657,27 +651,10 @@ def _align(files: DatasetFiles, config: GRPOConfig | RLOOConfig | DPOConfig) -> 
     model = trainer.accelerator.unwrap_model(trainer.model)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     report = {"seekers": len(seekers), **counts, **report, "trained_parameters": trained}
-
-    def write(partial: Path) -> dict[str, Any]:
-        save_weights(model, lm.tokenizer, partial, start)
-        write_lines(partial / "log.jsonl", history)
-        if method != "dpo":
-            draw_curves(history, partial / "curves.html", f"{files.name}: {config.generator}")
-        saved = llm.load(str(partial), config.lm_dtype)  # what follows judges what was saved
-        chosen = seekers[: settings[f"{method}_sample_jds"]]
-        samples = write_samples(saved, prompt, chosen, config, config.gen_batch_size)
-        write_lines(partial / "samples.jsonl", samples)
-        report["samples"] = len(samples)
-        return {"fingerprint": saved.fingerprint, **report}
-
-    wall_time_s = round(time.monotonic() - begin, 1)
-    command = f"girl {method} {files.name} --generator={config.generator}"
-    save_generator(
-        folder, write, config=config, command=command, inputs=inputs, wall_time_s=wall_time_s, prompt=prompt.id,
-        start_fingerprint=lm.fingerprint, made_from=made_from,
+    return save_aligned(
+        folder, work, model, lm, prompt, files=files, config=config, method=method, seekers=seekers, began=begin,
+        history=history, report=report, inputs=inputs, made_from=made_from,
     )  # fmt: skip
-    shutil.rmtree(work)
-    return {"folder": str(folder), **report, "wall_time_s": wall_time_s}
 
 
 def _online(
