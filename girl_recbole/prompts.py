@@ -32,7 +32,7 @@ from typing import Any
 from girl_recbole.errors import ConfigError, DataError
 from girl_recbole.manifest import text_hash
 
-__all__ = ["INSTRUCTIONS", "JobDescription", "Prompt", "encode_text", "make_prompt", "parse_jd"]
+__all__ = ["INSTRUCTIONS", "JobDescription", "Prompt", "encode_text", "make_prompt", "parse_jd", "words_of"]
 
 INSTRUCTIONS = {
     "en": "Write the job description of a job that suits this job seeker and whose employer would hire them: "
@@ -150,10 +150,16 @@ class JobDescription:
 
 
 _LABEL = re.compile(r"^\W*(job title|position|title|role|职位名称|职位|岗位名称|岗位)\s*[:：]\s*", re.IGNORECASE)
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+")  # a CJK character counts as a word
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+")
 # a stop before white space, not that of an abbreviation ("Sr. Node.js Developer"), or a stop of Chinese or Japanese
 _SENTENCE = re.compile(r"(?<=[.!?])(?<!\b[SJDM][rst]\.)(?<!\bNo\.)\s+|(?<=[。！？])\s*")
 _MAX_TITLE_WORDS, _MIN_BODY_WORDS, _MIN_DISTINCT = 24, 10, 0.25
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text as they are written: runs of letters and digits, and each Chinese, Japanese or Korean
+    character by itself."""
+    return _WORD.findall(text)
 
 
 def parse_jd(text: str) -> JobDescription:
@@ -170,7 +176,7 @@ def parse_jd(text: str) -> JobDescription:
         pieces = _SENTENCE.split(lines[0], maxsplit=1)
         title, body = pieces[0], pieces[1] if len(pieces) > 1 else ""
     title = _LABEL.sub("", title).strip(" #*-–—.:：。")
-    title_words, words = len(_WORD.findall(title)), [word.lower() for word in _WORD.findall(body)]
+    title_words, words = len(words_of(title)), [word.lower() for word in words_of(body)]
     if not 1 <= title_words <= _MAX_TITLE_WORDS:
         problem = "no title"
     elif len(words) < _MIN_BODY_WORDS:

@@ -49,8 +49,8 @@ from girl_recbole.atomic import DatasetFiles, read_docs, read_interactions, read
 from girl_recbole.errors import ConfigError, DataError, some_of, suggest
 from girl_recbole.manifest import file_hash, text_hash
 from girl_recbole.market.taxonomy import load_taxonomy
-from girl_recbole.market.text import _any_of
-from girl_recbole.prompts import _WORD, parse_jd
+from girl_recbole.market.text import any_of
+from girl_recbole.prompts import parse_jd, words_of
 
 if TYPE_CHECKING:
     from girl_recbole.reward import RewardModel
@@ -156,7 +156,7 @@ def make_rewards(files: DatasetFiles, config: Settings, model: RewardModel | Non
         parts["format"] = _of_jd(format_reward)
     if "length" in weights:
         low, high = facts["length"] = list(config.length_words)
-        parts["length"] = _of_jd(lambda jd: length_reward(count_words(jd), low, high))
+        parts["length"] = _of_jd(lambda jd: length_reward(len(words_of(jd)), low, high))
     if "faithfulness" in weights:
         vocabulary = read_vocabulary(config.faithfulness_terms)
         parts["faithfulness"] = vocabulary.faithfulness
@@ -206,11 +206,6 @@ def format_reward(jd: str) -> float:
     return float(parse_jd(jd).is_structured)
 
 
-def count_words(text: str) -> int:
-    """Words as :func:`girl_recbole.prompts.parse_jd` counts them: a CJK character is one."""
-    return len(_WORD.findall(text))
-
-
 def length_reward(words: int, low: int, high: int) -> float:
     """0 within [low, high]; down to -1 at 0 words (where ``low`` is more) and from twice ``high`` on."""
     if words < low:
@@ -229,7 +224,7 @@ class Vocabulary:
                 for spelled in (form, form[0].upper() + form[1:]):
                     named[spelled].add(number)
         self._named = {form: frozenset(numbers) for form, numbers in named.items()}
-        self._pattern = _any_of(named, re.ASCII)
+        self._pattern = any_of(named, re.ASCII)
 
     def mentions(self, text: str) -> set[frozenset[int]]:
         """What ``text`` names: the skill, or the skills, that each form in it can mean."""
@@ -407,7 +402,7 @@ def bm25_search(texts: Sequence[str]) -> Search:
 
 
 def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
+    return words_of(text.lower())
 
 
 def embedding_search(texts: Sequence[str], config: Settings) -> Search:

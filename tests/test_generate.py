@@ -30,8 +30,8 @@ from girl_recbole.generate import (
     trained_with,
 )
 from girl_recbole.manifest import read_manifest, text_hash, write_manifest
-from girl_recbole.prompts import make_prompt
-from girl_recbole.rewards import count_words, length_reward
+from girl_recbole.prompts import make_prompt, words_of
+from girl_recbole.rewards import length_reward
 
 SETTINGS = {
     "max_cv_tokens": 40, "max_jd_tokens": 12, "temperature": 1.0, "gen_samples": 2, "gen_batch_size": 6,
@@ -177,7 +177,7 @@ def test_best_of_n_keeps_the_best_of_the_jds_that_plain_generation_writes(files,
     kept, everything = [], []
 
     def reward(jd):
-        return length_reward(count_words(jd), 8, 9)
+        return length_reward(len(words_of(jd)), 8, 9)
 
     for user, jds in read_generated(files.gdoc("sft-best-of-3")).items():
         for i, jd in enumerate(jds):

@@ -20,13 +20,12 @@ from girl_recbole.config import load_properties, properties_file
 from girl_recbole.encoder import Encoder
 from girl_recbole.errors import ConfigError, DataError
 from girl_recbole.manifest import write_manifest
-from girl_recbole.prompts import make_prompt
+from girl_recbole.prompts import make_prompt, words_of
 from girl_recbole.reward import RewardModel, _load, tokenizer_hash
 from girl_recbole.rewards import (
     Vocabulary,
     bm25_search,
     check_rewards,
-    count_words,
     format_reward,
     length_reward,
     make_rewards,
@@ -195,8 +194,8 @@ def test_length_reward_by_hand():
 
 
 def test_words_are_those_of_parse_jd():
-    assert count_words("Sr. Node.js developer, 5 years") == 6
-    assert count_words("高级 Java 工程师") == 6  # a character is a word
+    assert len(words_of("Sr. Node.js developer, 5 years")) == 6
+    assert len(words_of("高级 Java 工程师")) == 6  # a character is a word
 
 
 @given(st.integers(0, 10**6), st.integers(0, 500), st.integers(1, 500))
@@ -276,7 +275,7 @@ def test_weighted_sum_of_unweighted_parts(files, reward_model):
     scored = rewards(users, cvs, jds, [True, False, True])
     assert list(scored.parts) == list(weights)
     assert scored.parts["format"].tolist() == [format_reward(jd) for jd in jds]
-    assert scored.parts["length"].tolist() == [length_reward(count_words(jd), 40, 160) for jd in jds]
+    assert scored.parts["length"].tolist() == [length_reward(len(words_of(jd)), 40, 160) for jd in jds]
     assert scored.parts["model"] == pytest.approx(reward_model.score(cvs, jds, [True, False, True]))
     assert scored.parts["model"][1] != pytest.approx(reward_model.score(cvs, jds)[1])  # it has no EOS
     assert scored.parts["faithfulness"].tolist() == [-1, -1, 0]  # wound care is a skill

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -350,9 +350,10 @@ def _patterns():
             for spelled in (form, form[0].upper() + form[1:]):
                 skills.setdefault(spelled, number)
     cities = {place.lower(): number for number, (place, *_) in enumerate(PLACES)}
-    return (_any_of(titles, re.I), titles), (_any_of(skills), skills), (_any_of(cities, re.I), cities)
+    return (any_of(titles, re.I), titles), (any_of(skills), skills), (any_of(cities, re.I), cities)
 
 
-def _any_of(forms, flags: int = 0) -> re.Pattern:
+def any_of(forms: Iterable[str], flags: int = 0) -> re.Pattern:
+    """Finds any of the forms where it stands as a word; the longest one at a place wins."""
     longest_first = sorted(forms, key=lambda form: (-len(form), form))
     return re.compile(r"(?<![\w-])(?:" + "|".join(map(re.escape, longest_first)) + r")(?![\w-])", flags)
