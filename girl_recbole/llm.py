@@ -292,10 +292,9 @@ def sample(
     out = lm.model(
         input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1
     )  # fmt: skip
-    cache, logits = out.past_key_values, out.logits[:, -1]
-    if n > 1:
-        cache.batch_repeat_interleave(n)
-    logits, mask = logits.repeat_interleave(n, 0), mask.repeat_interleave(n, 0)
+    cache, logits = out.past_key_values, out.logits[:, -1].repeat_interleave(n, 0)
+    _make_room(cache, max_new_tokens, n)
+    mask = F.pad(mask.repeat_interleave(n, 0), (0, max_new_tokens), value=1)  # a column for each token to come
     position = positions[:, -1:].repeat_interleave(n, 0)
     flat = [key for row in keys for key in row]
     draws = torch.from_numpy(uniforms(flat, max_new_tokens)).to(lm.device)
@@ -330,9 +329,9 @@ def sample(
             cache.batch_select_indices(kept)
             rows, mask, position, token, alive = rows[kept], mask[kept], position[kept], token[kept], alive[kept]
         position = position + 1
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         out = lm.model(
-            input_ids=token[:, None], attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True
+            input_ids=token[:, None], attention_mask=mask[:, : width + step + 1], position_ids=position,
+            past_key_values=cache, use_cache=True,
         )  # fmt: skip
         cache, logits = out.past_key_values, out.logits[:, -1]
     texts = [[token for token in row if token >= 0] for row in written.tolist()]
@@ -344,6 +343,44 @@ def sample(
         for text, end, row, stop in zip(texts, ended.tolist(), kept, stopped.tolist(), strict=True)
     ]
     return [done[start : start + n] for start in range(0, len(done), n)]
+
+
+class _RoomyLayer(transformers.cache_utils.DynamicLayer):
+    """A layer of the cache with room for the tokens to come: a step writes its own keys and values in place and copies
+    none of those before. ``keys`` and ``values`` (B, heads, tokens, width) are the beginnings of the two buffers."""
+
+    def __init__(self, layer: transformers.cache_utils.DynamicLayer, room: int, repeats: int) -> None:
+        super().__init__()
+        self.dtype, self.device, self.is_initialized = layer.dtype, layer.device, True
+        self._room = layer.keys.shape[-2] + room
+        self._hold(layer.keys.repeat_interleave(repeats, 0), layer.values.repeat_interleave(repeats, 0))
+
+    def _hold(self, *states: torch.Tensor) -> None:
+        size = states[0].shape[-2]
+        self._buffers = [kept.new_empty((*kept.shape[:-2], self._room, kept.shape[-1])) for kept in states]
+        for buffer, kept in zip(self._buffers, states, strict=True):
+            buffer[..., :size, :] = kept
+        self.keys, self.values = (buffer[..., :size, :] for buffer in self._buffers)
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple:
+        start, end = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
+        for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[..., start:end, :] = new
+        self.keys, self.values = (buffer[..., :end, :] for buffer in self._buffers)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self._hold(self.keys[indices], self.values[indices])
+
+
+def _make_room(cache: Any, room: int, repeats: int) -> None:
+    """Repeat each row of ``cache`` and give its layers room for ``room`` tokens more; those of other kinds (sliding
+    windows, states of recurrent layers) grow in their own way."""
+    for number, layer in enumerate(cache.layers):
+        if type(layer) is transformers.cache_utils.DynamicLayer:
+            cache.layers[number] = _RoomyLayer(layer, room, repeats)
+        elif repeats > 1:
+            layer.batch_repeat_interleave(repeats)
 
 
 def _is_blank(lm: LanguageModel, written: torch.Tensor) -> bool:
@@ -368,11 +405,13 @@ def choose(logits: torch.Tensor, draws: torch.Tensor, temperature: float, top_p:
 def nucleus_floor(probs: torch.Tensor, top_p: float) -> torch.Tensor:
     """The probability of the token with which the likeliest tokens of a row reach ``top_p``: (B, 1). Tokens that are as
     likely as that one belong to the nucleus too, so that it does not depend on an order among equals."""
-    size, k = probs.shape[-1], 64
-    while True:  # a nucleus is small: to sort the whole vocabulary took more time than the model itself
-        ranked = probs.topk(min(k, size)).values
-        if k >= size or bool((ranked.sum(-1) >= top_p).all()):
-            break
-        k *= 4
-    inside = ranked.cumsum(-1) - ranked < top_p
-    return ranked.gather(-1, inside.sum(-1, keepdim=True) - 1)
+    size, k = probs.shape[-1], 16
+    floor, rest = probs.new_empty(len(probs), 1), torch.arange(len(probs), device=probs.device)
+    while len(rest):  # a nucleus is small: to sort the whole vocabulary took more time than the model itself
+        ranked = probs[rest].topk(min(k, size)).values
+        mass = ranked.cumsum(-1)
+        inside = (mass - ranked < top_p).sum(-1, keepdim=True)
+        floor[rest] = ranked.gather(-1, inside - 1)
+        rest = rest[mass[:, -1] < top_p] if k < size else rest[:0]
+        k *= 8
+    return floor
