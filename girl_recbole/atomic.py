@@ -33,6 +33,8 @@ from typing import IO
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+from pyarrow import csv
 
 from girl_recbole.errors import DataError, some_of
 
@@ -43,6 +45,8 @@ __all__ = [
     "DatasetFiles",
     "atomic_write",
     "iter_docs",
+    "iter_generated",
+    "iter_ids",
     "read_docs",
     "read_generated",
     "read_interactions",
@@ -177,6 +181,29 @@ def read_table(path: Path, required: Iterable[str] = ()) -> pd.DataFrame:
     return frame
 
 
+def iter_ids(path: Path, column: str) -> Iterator[str]:
+    """Stream the ids of one column in file order, checked as :func:`read_table` checks them; of equal ones within some
+    thousands of rows the first only. Memory is that of a block of the file."""
+    names, _ = _header(path)
+    if column not in names:
+        raise DataError(f"{path}: no column {column}; it has {', '.join(names)}.")
+    rows, _ = _check_lines(path, len(names))
+    if not rows:
+        return
+    blocks = csv.open_csv(
+        path,
+        read_options=csv.ReadOptions(use_threads=False, column_names=names, skip_rows=1),
+        parse_options=csv.ParseOptions(delimiter="\t", quote_char=False, ignore_empty_lines=False),
+        convert_options=csv.ConvertOptions(
+            include_columns=[column], column_types={column: pa.string()}, strings_can_be_null=False
+        ),
+    )
+    for block in blocks:
+        ids = block.column(0).unique().to_pylist()
+        _check_ids(ids, path, column)
+        yield from ids
+
+
 def write_table(path: Path, frame: pd.DataFrame, types: dict[str, str]) -> None:
     """Write ``frame`` with the typed header that ``types`` gives (column -> token, token_seq, float or float_seq)."""
     for name, kind in types.items():
@@ -279,16 +306,29 @@ def write_docs(path: Path, docs: Iterable[tuple[str, str]], kind: str) -> int:
 
 def read_generated(path: Path) -> dict[str, list[str]]:
     """``{user_id: [JD of sample 0, JD of sample 1, ...]}``. Samples must be numbered 0..n-1 for each seeker."""
-    names, types = _header(path)
-    if names != ["user_id", "sample", "text"] or types[2] != "text":
-        raise DataError(f"{path}: the header must be user_id:token<tab>sample:float<tab>text:text, not {names}.")
     generated: dict[str, list[str]] = {}
-    for line, (user, sample, text) in _rows(path, fields=3, ours=True):
+    for line, (user, sample, text) in _rows(_gdoc(path), fields=3, ours=True):
         texts = generated.setdefault(user, [])
         if sample != str(len(texts)):
             raise DataError(f"{path}: line {line}: sample {sample} of {user} where {len(texts)} was due.")
         texts.append(_unescape(text, path, line))
     return generated
+
+
+def iter_generated(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Stream ``(user_id, [JD of sample 0, JD of sample 1, ...])`` of a ``.gdoc`` whose rows of a seeker follow one
+    another, as we write them; memory is that of one seeker's JDs."""
+    current, texts = None, []
+    for line, (user, sample, text) in _rows(_gdoc(path), fields=3, ours=True):
+        if user != current:
+            if current is not None:
+                yield current, texts
+            current, texts = user, []
+        if sample != str(len(texts)):
+            raise DataError(f"{path}: line {line}: sample {sample} of {user} where {len(texts)} was due.")
+        texts.append(_unescape(text, path, line))
+    if current is not None:
+        yield current, texts
 
 
 def write_generated(path: Path, generated: Iterable[tuple[str, int, str]]) -> int:
@@ -339,6 +379,13 @@ def _header(path: Path) -> tuple[list[str], list[str]]:
     if untyped:
         raise DataError(f"{path}: line 1: no type for {some_of(untyped)}; the header must read like user_id:token.")
     return names, [kind for _, _, kind in pairs]
+
+
+def _gdoc(path: Path) -> Path:
+    names, types = _header(path)
+    if names != ["user_id", "sample", "text"] or types[2] != "text":
+        raise DataError(f"{path}: the header must be user_id:token<tab>sample:float<tab>text:text, not {names}.")
+    return path
 
 
 def _check_lines(path: Path, fields: int) -> tuple[int, bool]:

@@ -3,15 +3,21 @@
 For a CV C and a sample number i, J_i ~ p(. | C, T): the prompt T(C) of prompts.py with blank output, continued until
 EOS or ``max_jd_tokens``. The random numbers of J_i depend on (seed, C, i) alone (llm.py), so the JDs of a CV do not
 depend on which other CVs are written, in which order or batch, or on how often the work was stopped; the first of n
-samples is the one that n = 1 gives. Equal CV texts are written once.
+samples is the one that n = 1 gives. Equal CV texts are written once. The file has the order of ``NAME.udoc``.
 
-:class:`JDGenerator` owns the prompt, the keys, the limits and the reading; an :class:`Engine` maps prompts and keys to
-completions. :class:`LocalEngine` runs a model in this process; a server or a cluster is another small class.
+:class:`JDGenerator` owns the prompt, the keys, the limits and the reading; an engine (engines/base.py) maps prompts and
+keys to completions: ``local`` runs the model in this process, ``api`` asks a server, ``ray`` runs either in actors of a
+Ray cluster and writes the same bytes.
 
-Work is cut into shards of ``gen_shard_size`` distinct CVs, each in a file named by the hash of its CVs, in
-``NAME.<generator>.gdoc.shards/``. A shard appears when it is whole. After a kill at any moment the same command goes
-on with the shards that are missing, and the final file equals that of an undisturbed run. Shards of another model,
-prompt or sampling are refused, not mixed in. The folder goes when the final file and its manifest are written.
+Work is cut into shards of ``gen_shard_size`` distinct CVs (shards.py), in ``NAME.<generator>.gdoc.shards/``. A shard
+appears when it is whole. After a kill at any moment the same command goes on with what is missing, and the final file
+equals that of an undisturbed run. Shards of another model, prompt, sampling or engine are refused, not mixed in. The
+folder goes when the final file, its ``.cvs`` and its manifest are written.
+
+Incremental: where a finished file was made with the same settings, the JDs of CVs that it holds are taken over, and new
+or changed CVs alone are written. With other settings all are.
+
+CVs are streamed from ``NAME.udoc``: what is held of each is a key of 16 bytes, its number and its place in the shards.
 
 The limits and the prompt are those of the training: ``max_cv_tokens``, ``max_jd_tokens``, ``prompt_language`` and
 ``lm_dtype`` come from the generator's manifest (:func:`trained_with`) where the user does not set them himself.
@@ -22,8 +28,8 @@ R(u, C, J) (rewards.py) is kept:
 
     J_i = argmax over k = i n ... i n + n - 1 of R(u, C, J'_k)        J'_k: the JD that sample number k has with n = 1
 
-The first candidate wins a tie. Seekers with one CV text share its JDs; u is then the first of them in file order. The
-file is ``NAME.<gen_as>.gdoc``, by default ``NAME.<generator>-best-of-<n>.gdoc``, beside the generator's own.
+The first candidate wins a tie. Seekers with one CV text share its JDs; u is then the first of them in ``NAME.udoc``.
+The file is ``NAME.<gen_as>.gdoc``, by default ``NAME.<generator>-best-of-<n>.gdoc``, beside the generator's own.
 
 A JD that is cut by the limit, or without the structure of a JD (:func:`girl_recbole.prompts.parse_jd`) is kept
 as it is, counted, and flagged by seeker in the report and in the manifest: whether to use it is the reader's choice.
@@ -32,53 +38,82 @@ as it is, counted, and flagged by seeker in the report and in the manifest: whet
 from __future__ import annotations
 
 import dataclasses
+import functools
+import gc
+import hashlib
 import json
 import logging
+import math
 import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from girl_recbole import llm
-from girl_recbole.atomic import DatasetFiles, atomic_write, read_docs, read_table, read_users, write_generated
+from girl_recbole.atomic import (
+    DatasetFiles,
+    atomic_write,
+    iter_docs,
+    iter_generated,
+    iter_ids,
+    write_generated,
+)
+from girl_recbole.engines.base import Asked, Completion, Engine
+from girl_recbole.engines.local import LocalEngine
 from girl_recbole.errors import ConfigError, DataError, some_of
-from girl_recbole.manifest import file_hash, read_manifest, require, text_hash, write_manifest
-from girl_recbole.prompts import Prompt, make_prompt, parse_jd
+from girl_recbole.manifest import TextDigest, file_hash, read_manifest, require, write_manifest
+from girl_recbole.prompts import INSTRUCTIONS, Prompt, make_prompt, parse_jd
 from girl_recbole.rewards import Rewards, check_rewards, make_rewards
+from girl_recbole.shards import KEY_BYTES, Kept, Shards, Written, as_keys, kept_path, key_of, read_kept, write_kept
 
 __all__ = [
+    "Completion",
     "Engine",
     "GenerateConfig",
     "JDGenerator",
     "LocalEngine",
+    "Recipe",
+    "Task",
+    "Written",
     "check_language_model",
     "check_least",
     "claim",
     "cv_room",
     "generate",
     "generator_folder",
+    "keep_best",
     "load_generator",
+    "make_generator",
     "trained_with",
+    "unfinished_folder",
+    "wanted_seekers",
 ]
 
 log = logging.getLogger(__name__)
 
 GROUPS = ("recommendation", "sft", "reward", "rl")
+ENGINES = ("local", "api", "ray")
 TRAINED = ("max_cv_tokens", "max_jd_tokens", "prompt_language", "lm_dtype")
+_IDS = 1 << 20  # ids of seekers between two reductions to distinct ones
+_ROWS = 4096  # documents looked up at a time
+# without a tokenizer a piece counts as a token: four letters, or a character of Chinese, Japanese or Korean
+_CJK = "[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
+_PIECE = re.compile(rf"{_CJK}|(?:(?!{_CJK})[^\W_]){{1,4}}|[^\w\s]|_")
 _SHOWN = 20  # seekers named in a report for each kind of problem
 
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """Keys and meanings: properties/overall.yaml, sections "Language model" and, for the best of n, "Reinforcement
-    learning" and "Text encoder"."""
+    """Keys and meanings: properties/overall.yaml, sections "Language model", "Served model" and, for the best of n,
+    "Reinforcement learning" and "Text encoder"."""
 
     seed: int
     generator: str
@@ -96,6 +131,20 @@ class GenerateConfig:
     gen_model: str | None
     gen_batch_size: int
     gen_shard_size: int
+    gen_engine: str
+    ray_engine: str
+    ray_workers: int | None
+    ray_num_cpus: float
+    ray_num_gpus: float | None
+    ray_retries: int
+    api_url: str | None
+    api_model: str | None
+    api_endpoint: str
+    api_concurrency: int
+    api_retries: int
+    api_timeout: float
+    api_max_failures: int
+    api_body: dict
     rewards: dict
     reward_model: str
     retrieval_search: str
@@ -177,62 +226,9 @@ def claim(folder: Path, settings: dict[str, Any], finished: int, of: str, comman
 
 
 @dataclass(frozen=True)
-class Completion:
-    """What an engine wrote after a prompt, and whether it stopped by itself."""
-
-    text: str
-    ended: bool
-
-
-class Engine(Protocol):
-    """Continues prompts. ``keys[i]`` holds a 128-bit key for each sample wanted of ``prompts[i]`` (token ids)."""
-
-    def complete(self, prompts: Sequence[Sequence[int]], keys: Sequence[Sequence[int]]) -> list[list[Completion]]: ...
-
-
-@dataclass(frozen=True)
-class LocalEngine:
-    """A model in this process. Batches hold prompts of like length; ``batch_size`` counts sequences."""
-
-    lm: llm.LanguageModel
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    batch_size: int
-
-    def complete(self, prompts: Sequence[Sequence[int]], keys: Sequence[Sequence[int]]) -> list[list[Completion]]:
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        size = max(1, self.batch_size // max(map(len, keys), default=1))
-        done: dict[int, list[Completion]] = {}
-        for start in range(0, len(order), size):
-            batch = order[start : start + size]
-            sampled = llm.sample(
-                self.lm, [prompts[i] for i in batch], [keys[i] for i in batch],
-                max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p,
-            )  # fmt: skip
-            for i, samples in zip(batch, sampled, strict=True):
-                done[i] = [Completion(self._text(s.ids), s.ended) for s in samples]
-        return [done[i] for i in range(len(prompts))]
-
-    def _text(self, ids: list[int]) -> str:
-        return self.lm.tokenizer.decode(ids, skip_special_tokens=True)
-
-
-@dataclass(frozen=True)
-class Written:
-    """The JDs of one CV: texts, which of them ended by EOS, and how many tokens of the CV were cut off.
-
-    ``rewards``: of each text's candidates, where it is the best of some."""
-
-    texts: list[str]
-    ended: list[bool]
-    cut: int
-    rewards: list[list[float]] | None = None
-
-
-@dataclass(frozen=True)
 class JDGenerator:
-    """CVs -> JDs, whatever the engine."""
+    """CVs -> JDs, whatever the engine. Without a tokenizer (a server's, which is not known here) prompts have no token
+    ids, and ``max_cv_tokens`` counts pieces of at most four letters."""
 
     engine: Engine
     tokenizer: Any
@@ -243,13 +239,71 @@ class JDGenerator:
 
     def write(self, cvs: Sequence[str]) -> list[Written]:
         """``samples`` JDs for each CV."""
-        encoded = [self.prompt.encode(self.tokenizer, cv, self.max_cv_tokens) for cv in cvs]
-        keys = [[llm.sample_key(self.seed, cv, i) for i in range(self.samples)] for cv in cvs]
-        completions = self.engine.complete([ids for ids, _ in encoded], keys)
+        asked = [self._ask(cv) for cv in cvs]
+        completions = self.engine.complete([one for one, _ in asked])
         return [
             Written([c.text.strip() for c in row], [c.ended for c in row], cut)
-            for row, (_, cut) in zip(completions, encoded, strict=True)
+            for row, (_, cut) in zip(completions, asked, strict=True)
         ]
+
+    def _ask(self, cv: str) -> tuple[Asked, int]:
+        """The prompt of a CV, and how many of its tokens were cut off."""
+        keys, text = [llm.sample_key(self.seed, cv, i) for i in range(self.samples)], cv.strip()
+        if self.tokenizer is None:
+            ids, pieces = [], [piece.end() for piece in _PIECE.finditer(text)]
+            cut = max(0, len(pieces) - self.max_cv_tokens)
+            text = text[: pieces[self.max_cv_tokens - 1]] if cut else text
+        else:
+            ids, cut = self.prompt.encode(self.tokenizer, cv, self.max_cv_tokens)
+            if cut:
+                end = len(ids) - len(self.prompt.tail_ids(self.tokenizer))
+                kept = ids[end - self.max_cv_tokens : end]
+                text = self.tokenizer.decode(kept).rstrip("\ufffd")  # half of a character
+        return Asked(ids, f"{INSTRUCTIONS[self.prompt.language]}\n\n{text}", keys), cut
+
+
+@dataclass(frozen=True)
+class Task:
+    """A shard to write: the CVs, whose they are, and the keys of their JDs."""
+
+    keys: list[bytes]
+    users: list[str]
+    cvs: list[str]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a process needs to write JDs; it can be sent to another machine. ``engine``: local or api; ``model``:
+    what is loaded there by name or folder, the language model or, for a server, its tokenizer alone."""
+
+    config: GenerateConfig
+    engine: str
+    prompt: Prompt
+    max_cv_tokens: int
+    model: str | None
+    fingerprint: str | None
+
+
+def make_generator(recipe: Recipe, lm: llm.LanguageModel | None = None) -> JDGenerator:
+    """The generator of a recipe. ``lm``: its language model, where it is loaded already. ``DataError`` where another
+    one lies under its name."""
+    config = recipe.config
+    if recipe.engine == "api":
+        from girl_recbole.engines.api import make_api_engine
+
+        engine: Engine = make_api_engine(config)
+        tokenizer = llm.load_tokenizer(recipe.model) if recipe.model else None
+    else:
+        lm = lm or llm.load(str(recipe.model), config.lm_dtype)
+        if lm.fingerprint != recipe.fingerprint:
+            raise DataError(
+                f"{recipe.model}: holds other weights on this machine ({lm.fingerprint}) than where the run was "
+                f"started ({recipe.fingerprint}); every machine needs the same generator under this name."
+            )
+        engine = LocalEngine(lm, config.max_jd_tokens, config.temperature, config.top_p, config.gen_batch_size)
+        tokenizer = lm.tokenizer
+    samples = config.gen_samples * config.gen_best_of
+    return JDGenerator(engine, tokenizer, recipe.prompt, config.seed, samples, recipe.max_cv_tokens)
 
 
 def keep_best(written: Written, rewards: np.ndarray) -> Written:
@@ -260,18 +314,15 @@ def keep_best(written: Written, rewards: np.ndarray) -> Written:
     )  # fmt: skip
 
 
-def write_best(
-    generator: JDGenerator, users: Sequence[str], cvs: Sequence[str], rewards: Rewards, best_of: int
-) -> list[Written]:
-    """The best by ``rewards`` of each ``best_of`` JDs that ``generator`` writes for CV i, of seeker i."""
-    candidates = generator.write(cvs)
-    count = generator.samples
+def _best(task: Task, candidates: Sequence[Written], rewards: Rewards, best_of: int) -> list[Written]:
+    """The best by ``rewards`` of each ``best_of`` JDs that were written for CV i, of seeker i."""
+    count = len(candidates[0].texts)
     scored = rewards(
-        [user for user in users for _ in range(count)], [cv for cv in cvs for _ in range(count)],
+        [user for user in task.users for _ in range(count)], [cv for cv in task.cvs for _ in range(count)],
         [text for written in candidates for text in written.texts],
         [ended for written in candidates for ended in written.ended],
     )  # fmt: skip
-    totals = scored.total.reshape(len(cvs), -1, best_of)
+    totals = scored.total.reshape(len(task.cvs), -1, best_of)
     return [keep_best(written, total) for written, total in zip(candidates, totals, strict=True)]
 
 
@@ -287,75 +338,115 @@ def generate(files: DatasetFiles, config: GenerateConfig) -> dict[str, Any]:
     start = time.monotonic()
     check_language_model(config)
     check_least(config, gen_samples=1, gen_best_of=1, gen_batch_size=1, gen_shard_size=1)
+    _check_engine(config)
     name, best_of = _output(files, config), config.gen_best_of
-    users = _seekers(files, config.gen_stages)
-    docs = read_docs(files.udoc)
-    missing = [user for user in users if user not in docs]
-    if missing:
-        raise DataError(
-            f"{files.udoc}: {len(missing)} of {len(users)} seekers have no CV ({some_of(missing)}); each needs one."
-        )
-    cvs = {user: docs[user] for user in users}
-    first: dict[str, str] = {}  # CV -> the first seeker who has it
-    for user, cv in cvs.items():
-        first.setdefault(cv, user)
+    wanted = wanted_seekers(files, config.gen_stages)
+    seekers = _find(files, wanted, config.gen_stages, by_seeker=best_of > 1)
     rewards = make_rewards(files, config) if best_of > 1 else None
     if rewards:
-        rewards.check(first.values())
-    lm, prompt = _load(files, config)
-    settings = {
-        "model": lm.fingerprint, "prompt": prompt.id, "seed": config.seed, "samples": config.gen_samples,
-        "temperature": config.temperature, "top_p": config.top_p, "max_cv_tokens": config.max_cv_tokens,
-        "max_jd_tokens": config.max_jd_tokens, "dtype": config.lm_dtype,
-    }  # fmt: skip
+        rewards.check(user for user, _, first, _ in _walk(files, seekers) if first)
+    recipe, settings, generator = _prepare(files, config)
     if rewards:
         settings |= {"best_of": best_of, "rewards": rewards.fingerprint}
     path = files.gdoc(name)
-    source = text_hash(*(text for pair in cvs.items() for text in pair))
-    manifest = read_manifest(path) if path.exists() else None
-    if manifest and manifest["settings"] == settings and manifest["source"] == source:
-        if manifest["sha256"] == file_hash(path):
-            return {**manifest["report"], "file": str(path), "reused": "all: the file was there already"}
-        log.warning("%s was changed after it was written; it is written again", path)
-    room = cv_room(lm, prompt, config.max_jd_tokens)
-    engine = LocalEngine(lm, config.max_jd_tokens, config.temperature, config.top_p, config.gen_batch_size)
-    generator = JDGenerator(
-        engine, lm.tokenizer, prompt, config.seed, config.gen_samples * best_of, min(config.max_cv_tokens, room)
-    )  # fmt: skip
-    folder = path.with_name(path.name + ".shards")
+    manifest = _same_settings(path, settings)
+    if manifest and _same_cvs(path, manifest, files, wanted, seekers):
+        return {**manifest["report"], "file": str(path), "reused": "all: the file was there already"}
+    del wanted
+    folder = unfinished_folder(path)
     claim(folder, settings, len(list(folder.glob("*.jsonl"))), "shards", "girl generate")
-    distinct = list(first)
-    parts = [distinct[i : i + config.gen_shard_size] for i in range(0, len(distinct), config.gen_shard_size)]
-    shards = [(folder / _shard_name(part, [first[cv] for cv in part] if rewards else []), part) for part in parts]
-    reused = 0
-    with tqdm(total=len(distinct) * generator.samples, desc=path.name, unit="JD") as bar:
-        for shard, part in shards:
-            if shard.exists():
-                reused += 1
-            elif rewards:
-                _write_shard(shard, write_best(generator, [first[cv] for cv in part], part, rewards, best_of))
-            else:
-                _write_shard(shard, generator.write(part))
-            bar.update(len(part) * generator.samples)
-    found = _Findings()
-    write_generated(path, found.watch(_assemble(cvs, shards)))
+    shards = Shards(folder)
+    found = len(shards)
+    if manifest:
+        _take_over(path, manifest, seekers, shards, config.gen_shard_size)
+    missing = seekers.first & shards.missing(seekers.keys)
+    distinct, to_write = int(seekers.first.sum()), int(missing.sum())
+    tasks = _tasks(files, seekers, missing, config.gen_shard_size)
+    samples = config.gen_samples * best_of
+    with tqdm(total=distinct * samples, initial=(distinct - to_write) * samples, desc=path.name, unit="JD") as bar:
+        for task, rows in _run(recipe, generator, tasks, bool(rewards)):
+            shards.write(task.keys, _best(task, rows, rewards, best_of) if rewards else rows)
+            bar.update(len(task.keys) * samples)
+    findings = _Findings()
+    with write_kept(path) as keep:
+        write_generated(path, findings.watch(_assemble(files, seekers, shards), keep))
+    if file_hash(files.udoc) != seekers.udoc_sha256:
+        raise DataError(f"{files.udoc}: changed while JDs were written for its CVs; run the same command again.")
     report = {
         "file": str(path),
-        "seekers": len(users),
-        "distinct_cvs": len(distinct),
-        "empty_cvs": sum(not cv.strip() for cv in cvs.values()),
-        **found.report(),
+        "seekers": len(seekers.keys),
+        "distinct_cvs": distinct,
+        "empty_cvs": seekers.empty,
+        **findings.report(),
+    }
+    once = {
         "shards": len(shards),
-        "shards_reused": reused,
+        "shards_reused": found,
+        **({"shards_corrupt": shards.corrupt} if shards.corrupt else {}),
+        "cvs_reused": distinct - to_write,
+        "cvs_written": to_write,
+        **({"requests": dict(generator.engine.counts)} if config.gen_engine == "api" else {}),
         "wall_time_s": round(time.monotonic() - start, 1),
     }
     write_manifest(
         path, "gdoc", config=dataclasses.asdict(config), inputs=[files.udoc], seed=config.seed,
-        wall_time_s=report["wall_time_s"], settings=settings, source=source, sha256=file_hash(path),
-        report={key: value for key, value in report.items() if key not in ("file", "shards_reused")},
+        wall_time_s=once["wall_time_s"], settings=settings, source=seekers.source, sha256=file_hash(path),
+        cvs_sha256=file_hash(kept_path(path)), report={k: v for k, v in report.items() if k != "file"},
     )  # fmt: skip
     shutil.rmtree(folder)
-    return report
+    return report | once
+
+
+def unfinished_folder(gdoc: Path) -> Path:
+    """Where the shards of a ``.gdoc`` lie until it is finished."""
+    return gdoc.with_name(gdoc.name + ".shards")
+
+
+def _check_engine(config: GenerateConfig) -> None:
+    if config.gen_engine not in ENGINES:
+        raise ConfigError(f"gen_engine: {config.gen_engine!r} is unknown; known: {', '.join(ENGINES)}.")
+    if config.gen_engine == "ray":
+        if config.ray_engine not in ENGINES[:2]:
+            raise ConfigError(f"ray_engine: {config.ray_engine!r} is unknown; known: {', '.join(ENGINES[:2])}.")
+        check_least(config, ray_num_cpus=0, ray_retries=0)
+        check_least(config, **{key: least for key, least in (("ray_workers", 1), ("ray_num_gpus", 0))
+                               if getattr(config, key) is not None})  # fmt: skip
+
+
+def _prepare(files: DatasetFiles, config: GenerateConfig) -> tuple[Recipe, dict[str, Any], JDGenerator | None]:
+    """How JDs are written, all that decides their texts, and the generator of this process where one writes here."""
+    kind = config.ray_engine if config.gen_engine == "ray" else config.gen_engine
+    if kind == "api":
+        model, prompt = _served(files, config)
+        lm, recipe = None, Recipe(config, kind, prompt, config.max_cv_tokens, model, None)
+    else:
+        lm, prompt = _load(files, config)
+        room = min(config.max_cv_tokens, cv_room(lm, prompt, config.max_jd_tokens))
+        recipe = Recipe(config, kind, prompt, room, lm.name, lm.fingerprint)
+    generator = make_generator(recipe, lm)
+    settings = {
+        **generator.engine.settings, "prompt": prompt.id, "seed": config.seed, "samples": config.gen_samples,
+        "max_cv_tokens": config.max_cv_tokens,
+    }  # fmt: skip
+    if config.gen_engine != "ray":
+        return recipe, settings, generator
+    del lm, generator  # a model that writes elsewhere needs no memory here
+    gc.collect()
+    return recipe, settings, None
+
+
+def _run(
+    recipe: Recipe, generator: JDGenerator | None, tasks: Iterator[Task], with_cvs: bool
+) -> Iterator[tuple[Task, list[Written]]]:
+    """The JDs of each task as they come; from Ray in any order, and CVs come back only where they are asked for."""
+    if generator:
+        return ((task, generator.write(task.cvs)) for task in tasks)
+    from girl_recbole.engines.ray import Workers, write_shards
+
+    config = recipe.config
+    workers = Workers(config.ray_workers, config.ray_num_cpus, config.ray_num_gpus, config.ray_retries)
+    make: Callable[[], JDGenerator] = functools.partial(make_generator, recipe)
+    return write_shards(make, tasks, workers, needs_gpu=recipe.engine == "local", with_cvs=with_cvs)
 
 
 def _output(files: DatasetFiles, config: GenerateConfig) -> str:
@@ -378,24 +469,6 @@ def _output(files: DatasetFiles, config: GenerateConfig) -> str:
             f"gen_as: {name!r} names the trained generator {folder}, whose own JDs go by that name; give these another."
         )
     return name
-
-
-def _seekers(files: DatasetFiles, stages: Iterable[str] | str) -> list[str]:
-    """The seekers of the wanted stages, each once, in file order."""
-    stages = [stages] if isinstance(stages, str) else list(stages)
-    unknown = [stage for stage in stages if stage not in GROUPS]
-    if unknown or not stages:
-        raise ConfigError(f"gen_stages: {', '.join(map(str, unknown)) or 'none'}; known: {', '.join(GROUPS)}.")
-    users: dict[str, None] = {}
-    for stage in stages:
-        if stage == "rl":
-            users.update(dict.fromkeys(read_users(files.stage("rl"))))
-        else:
-            path = files.inter if stage == "recommendation" else files.stage(stage)
-            users.update(dict.fromkeys(read_table(path, required=("user_id",))["user_id"]))
-    if not users:
-        raise DataError(f"{files.folder}: the stages {', '.join(stages)} have no seeker.")
-    return list(users)
 
 
 def load_generator(
@@ -443,63 +516,212 @@ def _load(files: DatasetFiles, config: GenerateConfig) -> tuple[llm.LanguageMode
         return load_generator(
             files, config.generator, config.saved_folder, config.lm_dtype, config.prompt_language
         )  # fmt: skip
+    _check_name_is_free(files, config)
+    lm = llm.load(config.gen_model, config.lm_dtype)
+    return lm, make_prompt(config.prompt_language, lm.tokenizer)
+
+
+def _served(files: DatasetFiles, config: GenerateConfig) -> tuple[str | None, Prompt]:
+    """Where the tokenizer of a server's model is found, if anywhere, and the prompt that the server gets."""
+    folder = generator_folder(config.saved_folder, files.name, config.generator)
+    if config.gen_model:
+        _check_name_is_free(files, config)
+    model = config.gen_model or (str(folder) if folder.exists() else None)
+    if config.api_endpoint != "completions":  # the chat template is the server's
+        return model, make_prompt(config.prompt_language)
+    if model is None:
+        raise ConfigError(
+            f"api_endpoint: completions sends token ids, which need the tokenizer of the served model: name it with "
+            f"gen_model, or train {folder}. Or set api_endpoint: chat."
+        )
+    prompt = make_prompt(config.prompt_language, llm.load_tokenizer(model))
+    if not config.gen_model:
+        require(folder, f"girl sft {files.name} --generator={config.generator}", prompt=prompt.id)
+    return model, prompt
+
+
+def _check_name_is_free(files: DatasetFiles, config: GenerateConfig) -> None:
     folder = generator_folder(config.saved_folder, files.name, config.generator)
     if folder.exists():
         raise ConfigError(
             f"generator: {config.generator!r} names the trained generator {folder}; give the JDs of gen_model "
             f"{config.gen_model!r} another name (--generator=base)."
         )
-    lm = llm.load(config.gen_model, config.lm_dtype)
-    return lm, make_prompt(config.prompt_language, lm.tokenizer)
 
 
-# ------------------------------------------------------------------------------------------------------------- shards
+# --------------------------------------------------------------------------------------------------------- whose CVs
 
 
-def _shard_name(cvs: Sequence[str], users: Sequence[str]) -> str:
-    """By what its JDs depend on: the CVs, and for the best of n the seekers too, whose rewards they are."""
-    return text_hash(*cvs, *users)[:24] + ".jsonl"
+def wanted_seekers(files: DatasetFiles, stages: Iterable[str] | str) -> np.ndarray:
+    """Keys of the ids of the seekers of the stages, sorted."""
+    wanted, more = as_keys(b""), bytearray()
+    for user in _stage_ids(files, stages):
+        more += key_of(user)
+        if len(more) == _IDS * KEY_BYTES:
+            wanted, more = np.unique(np.concatenate([wanted, as_keys(more)])), bytearray()
+    wanted = np.unique(np.concatenate([wanted, as_keys(more)]))
+    if not len(wanted):
+        raise DataError(f"{files.folder}: the stages {', '.join(_stages(stages))} have no seeker.")
+    return wanted
 
 
-def _write_shard(path: Path, rows: Sequence[Written]) -> None:
-    with atomic_write(path) as file:
-        for row in rows:
-            file.write(json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n")
+def _stages(stages: Iterable[str] | str) -> list[str]:
+    stages = [stages] if isinstance(stages, str) else list(stages)
+    unknown = [stage for stage in stages if stage not in GROUPS]
+    if unknown or not stages:
+        raise ConfigError(f"gen_stages: {', '.join(map(str, unknown)) or 'none'}; known: {', '.join(GROUPS)}.")
+    return stages
 
 
-def _read_shard(path: Path) -> Iterator[Written]:
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            yield Written(**json.loads(line))
+def _stage_ids(files: DatasetFiles, stages: Iterable[str] | str) -> Iterator[str]:
+    """The seekers of the stages in file order, some of them more than once."""
+    for stage in _stages(stages):
+        yield from iter_ids(files.inter if stage == "recommendation" else files.stage(stage), "user_id")
 
 
-def _assemble(cvs: dict[str, str], shards: Sequence[tuple[Path, Sequence[str]]]) -> Iterator[tuple[str, str, Written]]:
-    """(seeker, CV, JDs) in the seekers' order; only the JDs of CVs that several seekers share stay in memory."""
-    left = Counter(cvs.values())
-    shared: dict[str, Written] = {}
-    fresh = (pair for path, part in shards for pair in zip(part, _read_shard(path), strict=True))
-    for user, cv in cvs.items():
-        if cv not in shared:
-            same, shared[cv] = next(fresh)
-            assert same == cv  # CVs appear in the order in which they were cut into shards
-        yield user, cv, shared[cv]
-        left[cv] -= 1
-        if not left[cv]:
-            del shared[cv]
+@dataclass(frozen=True)
+class _Seekers:
+    """S seekers whose JDs are wanted, in the order of NAME.udoc."""
+
+    places: np.ndarray  # (S,) int64: which document of NAME.udoc
+    keys: np.ndarray  # (S,) what their JDs depend on (shards.py)
+    first: np.ndarray  # (S,) bool: the first with this key
+    source: str  # text_hash of id and CV of each
+    udoc_sha256: str
+    empty: int  # seekers with a blank CV
+
+
+def _find(files: DatasetFiles, wanted: np.ndarray, stages: Iterable[str] | str, by_seeker: bool) -> _Seekers:
+    """Where the CVs of ``wanted`` are. ``by_seeker``: the first seeker of a CV is part of its key."""
+    udoc_sha256, digest = file_hash(files.udoc) if files.udoc.exists() else "", TextDigest()
+    places, keys, owners, empty = bytearray(), bytearray(), bytearray(), 0
+    seen = np.zeros(len(wanted), bool)
+    docs, at = iter_docs(files.udoc), 0
+    while block := list(islice(docs, _ROWS)):
+        ids = as_keys(key_of(user) for user, _ in block)
+        where = np.minimum(np.searchsorted(wanted, ids), len(wanted) - 1)
+        hits = np.flatnonzero(wanted[where] == ids)
+        seen[where[hits]] = True
+        places += (at + hits).tobytes()
+        for user, cv in (block[hit] for hit in hits):
+            keys += key_of(cv)
+            empty += not cv.strip()
+            digest.add(user)
+            digest.add(cv)
+        if by_seeker:
+            owners += ids[hits].tobytes()
+        at += len(block)
+    if not seen.all():
+        lost = wanted[~seen]
+        missing = list(dict.fromkeys(u for u in _stage_ids(files, stages) if as_keys(key_of(u))[0] in lost))
+        raise DataError(
+            f"{files.udoc}: {len(missing)} of {len(wanted)} seekers have no CV ({some_of(missing)}); each needs one."
+        )
+    found = as_keys(keys)
+    _, firsts, which = np.unique(found, return_index=True, return_inverse=True)
+    if by_seeker:
+        whose = as_keys(owners)
+        pairs = (found[first : first + 1].tobytes() + whose[first : first + 1].tobytes() for first in firsts)
+        found = as_keys(hashlib.sha256(pair).digest()[:KEY_BYTES] for pair in pairs)[which]
+    first = np.zeros(len(found), bool)
+    first[firsts] = True
+    return _Seekers(np.frombuffer(places, np.int64), found, first, digest.hexdigest(), udoc_sha256, empty)
+
+
+def _walk(files: DatasetFiles, seekers: _Seekers) -> Iterator[tuple[str, str, bool, int]]:
+    """(id, CV, is the first with its key, number) of each seeker, streaming."""
+    at, end = 0, len(seekers.places)
+    for place, (user, cv) in enumerate(iter_docs(files.udoc)):
+        if at < end and place == seekers.places[at]:
+            yield user, cv, bool(seekers.first[at]), at
+            at += 1
+
+
+def _tasks(files: DatasetFiles, seekers: _Seekers, missing: np.ndarray, size: int) -> Iterator[Task]:
+    """The CVs of the seekers ``missing`` (S,) bool, ``size`` at a time, in their order."""
+    raw = seekers.keys.tobytes()
+    chosen = (
+        (raw[at * KEY_BYTES : (at + 1) * KEY_BYTES], user, cv)
+        for user, cv, _, at in _walk(files, seekers)
+        if missing[at]
+    ) if missing.any() else iter(())  # fmt: skip
+    while part := list(islice(chosen, size)):
+        yield Task(*map(list, zip(*part, strict=True)))
+
+
+# ------------------------------------------------------------------------------------------------- finished JDs, again
+
+
+def _same_settings(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of a finished file that ``settings`` made and nobody changed."""
+    manifest = read_manifest(path) if path.exists() else None
+    if not manifest or manifest.get("settings") != json.loads(json.dumps(settings)):
+        return None
+    if manifest["sha256"] != file_hash(path):
+        log.warning("%s was changed after it was written; it is written again", path)
+        return None
+    return manifest
+
+
+def _same_cvs(path: Path, manifest: dict[str, Any], files: DatasetFiles, wanted: np.ndarray, seekers: _Seekers) -> bool:
+    """Whether a finished file is that of the wanted seekers' present CVs, in whatever order."""
+    if manifest["source"] == seekers.source:
+        return True
+    if manifest["inputs"].get(files.udoc.name) != seekers.udoc_sha256:
+        return False
+    return np.array_equal(np.sort(as_keys(key_of(user) for user, _ in iter_generated(path))), wanted)
+
+
+def _take_over(path: Path, manifest: dict[str, Any], seekers: _Seekers, shards: Shards, size: int) -> None:
+    """Copy the JDs that are wanted and not in ``shards`` yet from a finished file into shards."""
+    if not kept_path(path).exists() or manifest.get("cvs_sha256") != file_hash(kept_path(path)):
+        return
+    wanted = np.sort(seekers.keys[seekers.first & shards.missing(seekers.keys)])
+    taken = np.zeros(len(wanted), bool)
+    pairs = zip(iter_generated(path), read_kept(path), strict=True)
+    keys: list[bytes] = []
+    rows: list[Written] = []
+    while len(wanted) and (block := list(islice(pairs, _ROWS))):
+        held = as_keys(kept.key for _, kept in block)
+        where = np.minimum(np.searchsorted(wanted, held), len(wanted) - 1)
+        for number in np.flatnonzero(wanted[where] == held):
+            if taken[where[number]]:
+                continue
+            taken[where[number]] = True
+            (_, texts), kept = block[number]
+            keys.append(kept.key)
+            rows.append(Written(texts, kept.ended, kept.cut, kept.rewards))
+            if len(keys) == size:
+                shards.write(keys, rows)
+                keys, rows = [], []
+    if keys:
+        shards.write(keys, rows)
+
+
+def _assemble(files: DatasetFiles, seekers: _Seekers, shards: Shards) -> Iterator[tuple[str, bytes, Written]]:
+    """(seeker, key, JDs) in the seekers' order."""
+    raw = seekers.keys.tobytes()
+    for (user, _, _, at), written in zip(_walk(files, seekers), shards.read(seekers.keys), strict=True):
+        yield user, raw[at * KEY_BYTES : (at + 1) * KEY_BYTES], written
 
 
 class _Findings:
     """Counts what passes on its way to the file."""
 
     def __init__(self) -> None:
-        self.rewards: list[list[float]] = []
         self.counts: Counter[str] = Counter()
         self.flagged: dict[str, list[str]] = {}
+        self.rewards = 0.0, 0.0, 0  # sum of those that were kept, sum of all, number of all
 
-    def watch(self, rows: Iterator[tuple[str, str, Written]]) -> Iterator[tuple[str, int, str]]:
-        for user, _, written in rows:
+    def watch(
+        self, rows: Iterator[tuple[str, bytes, Written]], keep: Callable[[Kept], None]
+    ) -> Iterator[tuple[str, int, str]]:
+        for user, key, written in rows:
             self.counts["cvs_cut"] += written.cut > 0
-            self.rewards += written.rewards or []
+            keep(Kept(key, written.ended, written.cut, written.rewards))
+            for candidates in written.rewards or []:
+                best, total, count = self.rewards
+                self.rewards = best + max(candidates), total + math.fsum(candidates), count + len(candidates)
             for number, (text, ended) in enumerate(zip(written.texts, written.ended, strict=True)):
                 self.counts["jds"] += 1
                 problem = parse_jd(text).problem
@@ -512,8 +734,8 @@ class _Findings:
     def report(self) -> dict[str, Any]:
         problems = {trouble: self.counts[trouble] for trouble in self.flagged}
         found = {"jds": self.counts["jds"], "cvs_cut": self.counts["cvs_cut"]}
-        if self.rewards:
-            rewards = np.array(self.rewards)  # (JDs, candidates of each)
-            found["mean_reward_of_kept"] = float(rewards.max(axis=1).mean())
-            found["mean_reward_of_all_candidates"] = float(rewards.mean())
+        best, total, count = self.rewards
+        if count:
+            found["mean_reward_of_kept"] = best / self.counts["jds"]
+            found["mean_reward_of_all_candidates"] = total / count
         return {**found, "problems": problems, "flagged_first": self.flagged}

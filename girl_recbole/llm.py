@@ -48,6 +48,7 @@ __all__ = [
     "collate",
     "continuation_log_probs",
     "load",
+    "load_tokenizer",
     "lora_config",
     "sample",
     "sample_key",
@@ -130,6 +131,13 @@ def load(name: str, dtype: str = "fp32", device: str | None = None, merge: bool 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).eval()
     return LanguageModel(model, tokenizer, name, fingerprint[:32])
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer alone of a model that :func:`load` would load."""
+    tokenizer = _from_hub(transformers.AutoTokenizer, name)
+    ensure_pad_token(tokenizer)
+    return tokenizer
 
 
 def _from_hub(kind: Any, name: str, **kwargs: Any) -> Any:

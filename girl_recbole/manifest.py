@@ -19,18 +19,40 @@ from typing import Any
 from girl_recbole.atomic import atomic_write
 from girl_recbole.errors import DataError
 
-__all__ = ["cached_file_hash", "file_hash", "manifest_path", "read_manifest", "require", "text_hash", "write_manifest"]
+__all__ = [
+    "TextDigest",
+    "cached_file_hash",
+    "file_hash",
+    "manifest_path",
+    "read_manifest",
+    "require",
+    "text_hash",
+    "write_manifest",
+]
 
 _VERSIONED = ("girl_recbole", "numpy", "torch", "transformers", "trl", "peft", "sentence-transformers", "recbole")
 
 
+class TextDigest:
+    """:func:`text_hash` of texts that come one after the other."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def add(self, text: str) -> None:
+        data = text.encode("utf-8", "surrogatepass")
+        self._digest.update(len(data).to_bytes(8, "little"))
+        self._digest.update(data)
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
 def text_hash(*texts: str) -> str:
     """Hex SHA-256 of the texts in order; a boundary counts, so ("ab", "c") and ("a", "bc") differ."""
-    digest = hashlib.sha256()
+    digest = TextDigest()
     for text in texts:
-        data = text.encode("utf-8", "surrogatepass")
-        digest.update(len(data).to_bytes(8, "little"))
-        digest.update(data)
+        digest.add(text)
     return digest.hexdigest()
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from girl_recbole import llm
 from girl_recbole.atomic import DatasetFiles, read_generated, write_docs, write_interactions, write_users
 from girl_recbole.config import make_config
 from girl_recbole.embed import read_texts
+from girl_recbole.engines.base import Asked
 from girl_recbole.errors import ConfigError, DataError
 from girl_recbole.generate import (
     Completion,
@@ -30,7 +32,7 @@ from girl_recbole.generate import (
     trained_with,
 )
 from girl_recbole.manifest import read_manifest, text_hash, write_manifest
-from girl_recbole.prompts import make_prompt, words_of
+from girl_recbole.prompts import INSTRUCTIONS, make_prompt, words_of
 from girl_recbole.rewards import length_reward
 
 SETTINGS = {
@@ -76,7 +78,7 @@ def config(tmp_path, **overrides) -> GenerateConfig:
 def test_every_seeker_of_the_stage_in_order_equal_cvs_alike(files, tmp_path):
     report = generate(files, config(tmp_path))
     written = read_generated(files.gdoc("sft"))
-    assert list(written) == ["u3", "u1", "u2", "u0", "u4", "u5", "u9", "u10", "u12", "u8"]
+    assert list(written) == ["u0", "u1", "u2", "u3", "u4", "u5", "u8", "u9", "u10", "u12"]  # as in toy.udoc
     assert all(len(jds) == 2 for jds in written.values())
     assert written["u9"] == written["u0"]
     assert written["u10"] == written["u1"]
@@ -95,7 +97,7 @@ def test_a_jd_depends_on_its_cv_and_number_only(files, tmp_path):
     everyone = ["rl", "recommendation", "sft"]
     generate(files, config(tmp_path, gen_stages=everyone, gen_batch_size=64, gen_shard_size=3))
     written = read_generated(files.gdoc("sft"))
-    assert next(iter(written)) == "u13"
+    assert list(written) == [f"u{i}" for i in (0, 1, 2, 3, 4, 5, 8, 9, 10, 11, 12, 13)]
     assert {user: written[user] for user in expected} == expected
     assert written["u11"] == expected["u2"]  # the same CV
     generate(files, config(tmp_path, seed=1))
@@ -107,27 +109,48 @@ def test_the_engine_gets_the_training_prompt_and_keys_of_the_cv():
     calls = []
 
     class Echo:
-        def complete(self, prompts, keys):
-            calls.append((prompts, keys))
-            return [[Completion(f" {key} \n", True) for key in row] for row in keys]
+        settings: ClassVar = {}
 
-    tokenizer = plain_tokenizer()
-    generator = JDGenerator(Echo(), tokenizer, make_prompt("en"), seed=5, samples=2, max_cv_tokens=3)
-    (written,) = generator.write(["A nurse plans."])
-    ((prompts, keys),) = calls
-    assert prompts == [make_prompt("en").encode(tokenizer, "A nurse plans.", 3)[0]]
-    assert keys == [[llm.sample_key(5, "A nurse plans.", 0), llm.sample_key(5, "A nurse plans.", 1)]]
-    assert written.texts == [str(key) for key in keys[0]]
+        def complete(self, asked):
+            calls.extend(asked)
+            return [[Completion(f" {key} \n", True) for key in one.keys] for one in asked]
+
+    tokenizer, prompt = plain_tokenizer(), make_prompt("en")
+    (written,) = JDGenerator(Echo(), tokenizer, prompt, 5, samples=2, max_cv_tokens=3).write([" A nurse plans.\n"])
+    (asked,) = calls
+    assert asked.ids == prompt.encode(tokenizer, "A nurse plans.", 3)[0]
+    assert asked.keys == [llm.sample_key(5, " A nurse plans.\n", i) for i in range(2)]
+    assert asked.message == f"{INSTRUCTIONS['en']}\n\n{tokenizer.decode(tokenizer.encode('A nurse plans.')[:3])}"
+    assert written.texts == [str(key) for key in asked.keys]
     assert written.cut == len(tokenizer.encode("A nurse plans.")) - 3
+    JDGenerator(Echo(), tokenizer, prompt, 5, samples=1, max_cv_tokens=99).write(["A nurse plans. "])
+    assert calls[1].message == f"{INSTRUCTIONS['en']}\n\nA nurse plans."
+
+
+def test_without_a_tokenizer_four_letters_or_a_chinese_character_are_a_piece():
+    class Message:
+        settings: ClassVar = {}
+
+        def complete(self, asked):
+            assert not any(one.ids for one in asked)
+            return [[Completion(one.message.partition("\n\n")[2], True)] for one in asked]
+
+    def cut(cv, pieces):
+        (written,) = JDGenerator(Message(), None, make_prompt("en"), 0, 1, pieces).write([cv])
+        return written.texts[0], written.cut
+
+    assert cut("nursing care, 5 years", 99) == ("nursing care, 5 years", 0)
+    assert cut("nursing care, 5 years", 3) == ("nursing care", 4)  # nurs|ing|care|,|5|year|s
+    assert cut("护士照顾病人", 2) == ("护士", 4)
+    assert cut("IT护士", 2) == ("IT护", 1)
 
 
 def test_local_engine_returns_rows_in_the_order_given(files, tmp_path):
     lm = llm.load(str(generator_folder(str(tmp_path / "saved"), "toy", "sft")))
-    prompts = [[40 + i] * (1 + 7 * i % 11) for i in range(11)]
-    keys = [[i, 100 + i] for i in range(11)]
-    rows = LocalEngine(lm, 9, 1.0, 1.0, batch_size=4).complete(prompts, keys)
-    for prompt, row_keys, row in zip(prompts, keys, rows, strict=True):
-        assert LocalEngine(lm, 9, 1.0, 1.0, batch_size=1).complete([prompt], [row_keys]) == [row]
+    asked = [Asked([40 + i] * (1 + 7 * i % 11), "", [i, 100 + i]) for i in range(11)]
+    rows = LocalEngine(lm, 9, 1.0, 1.0, batch_size=4).complete(asked)
+    for one, row in zip(asked, rows, strict=True):
+        assert LocalEngine(lm, 9, 1.0, 1.0, batch_size=1).complete([one]) == [row]
 
 
 def test_empty_and_unstructured_jds_are_kept_counted_and_flagged(files, tmp_path):
@@ -393,16 +416,16 @@ def test_a_stopped_run_keeps_its_shards_and_others_do_not_mix_with_them(files, t
     assert files.gdoc("sft").read_bytes() == whole
 
 
-def test_a_shard_is_named_by_its_cvs_so_a_changed_cv_is_written_anew(files, tmp_path, monkeypatch):
+def test_of_a_stopped_run_each_cv_that_stays_is_used(files, tmp_path, monkeypatch):
     with _break_after(monkeypatch, 1), pytest.raises(Stop):
         generate(files, config(tmp_path))
     docs = {f"u{i}": cv(i) for i in range(14)} | {"u1": "Another CV.", "u8": "A third."}
     write_docs(files.udoc, docs.items(), "user")
     report = generate(files, config(tmp_path))
-    assert report["shards_reused"] == 0  # u1 is in the first shard
+    assert (report["cvs_reused"], report["cvs_written"], report["distinct_cvs"]) == (4, 4, 8)  # u0 to u3; u10 had u1's
     resumed = files.gdoc("sft").read_bytes()
     files.gdoc("sft").unlink()
-    generate(files, config(tmp_path))
+    assert generate(files, config(tmp_path))["cvs_reused"] == 0
     assert files.gdoc("sft").read_bytes() == resumed
 
 
