@@ -18,15 +18,19 @@ import urllib.request
 
 import pytest
 import torch
+from conftest import make_toy
 from flaky_server import FlakyServer, Reply, answer, right_text
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_lms import chat_tokenizer, tiny_model
 
+from girl_recbole.atomic import iter_docs, read_generated, read_table, write_docs
 from girl_recbole.config import make_config
 from girl_recbole.engines.api import ApiConfig, ApiEngine, ServerError, _Unusable, make_api_engine, read_answer, shown
 from girl_recbole.engines.base import Asked, Completion
-from girl_recbole.errors import ConfigError, GirlError
+from girl_recbole.errors import ConfigError, DataError, GirlError
+from girl_recbole.generate import GenerateConfig, generate
+from girl_recbole.prompts import INSTRUCTIONS
 
 _KEY = "sk-Very-Secret-77"
 _CV = "Zoltan Quimby, welder of Greifswald, phone 0471-5550199, zq@example.org"
@@ -422,7 +426,54 @@ def test_sending_cvs_away_is_said(caplog):
     assert "CVs and the key go to models.example.org in the clear" in caplog.text
 
 
+# ----------------------------------------------------------------------------------------------------- girl generate
+
+
+def _generate(toy, url: str, **settings) -> dict:
+    given = {
+        "gen_engine": "api", "api_url": url, "api_model": "m", "generator": "far", "gen_shard_size": 40,
+        "saved_folder": str(toy.folder / "saved"), "gen_samples": 2, "api_retries": 0, "api_concurrency": 4,
+    }  # fmt: skip
+    return generate(toy, make_config(GenerateConfig, overrides=given | settings))
+
+
+def test_a_run_that_the_server_ended_goes_on_with_what_is_missing(toy, monkeypatch):
+    """240 CVs, most of them distinct; the server fails for good after 300 requests."""
+    monkeypatch.setenv("GIRL_API_KEY", _KEY)
+    with FlakyServer() as server:
+        _generate(toy, server.url, generator="undisturbed")
+    with (
+        FlakyServer([Reply()] * 300 + [Reply(500)] * 50) as server,
+        pytest.raises(ServerError, match=r"4 x HTTP 500.*, 300 were answered.*Finished shards are kept"),
+    ):
+        _generate(toy, server.url, api_max_failures=3)
+    with FlakyServer() as server:
+        report = _generate(toy, server.url)
+        again = _generate(toy, server.url)
+    assert report["shards_reused"] == 3  # of 40 CVs with 2 JDs each
+    assert len(server.requests) == 2 * (report["distinct_cvs"] - 120)
+    assert "reused" in again
+    assert toy.gdoc("far").read_bytes() == toy.gdoc("undisturbed").read_bytes()
+    cvs = dict(iter_docs(toy.udoc))
+    sent = server.requests[0].body["messages"][0]["content"]
+    assert sent.startswith(INSTRUCTIONS["en"])
+    assert sent.split("\n\n", 1)[1] in cvs.values()
+    for path in toy.folder.rglob("*far*"):
+        assert _KEY.encode() not in path.read_bytes()
+
+
+def test_another_model_is_not_mixed_in(toy):
+    with FlakyServer([Reply()] * 100 + [Reply(403)]) as server, pytest.raises(ConfigError, match="HTTP 403"):
+        _generate(toy, server.url)
+    with FlakyServer() as server, pytest.raises(DataError, match=r"1 finished shards .*model was m, now n"):
+        _generate(toy, server.url, api_model="n")
+    assert not server.requests
+
+
 # ------------------------------------------------------------------------------------------------------ a real server
+
+
+_TOKENS = 10  # of a JD
 
 
 class _Served:
@@ -462,7 +513,7 @@ class _Served:
         self.process.wait()
 
     def engine(self, **settings) -> ApiEngine:
-        return _engine(self.url, api_model=self.name, max_jd_tokens=24, **settings)
+        return _engine(self.url, api_model=self.name, max_jd_tokens=_TOKENS, **settings)
 
     def greedy(self, message: str) -> str:
         chat = [{"role": "user", "content": message}]
@@ -470,7 +521,7 @@ class _Served:
             chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
         with torch.no_grad():
-            out = self.model.generate(**ids, do_sample=False, max_new_tokens=24)
+            out = self.model.generate(**ids, do_sample=False, max_new_tokens=_TOKENS)
         return self.tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
@@ -508,6 +559,20 @@ def test_transformers_serve_refuses(served):
         served.engine(api_body={"top_k": 5}).complete(_CHATS[:1])
     with pytest.raises(ConfigError, match=r"HTTP 404 for the model .*as far as /v1"):
         _engine(served.url[: -len("/v1")], api_model=served.name).complete(_CHATS[:1])
+
+
+def test_jds_by_transformers_serve(served, tmp_path):
+    toy = make_toy(tmp_path, users=30, items=20, pairs=60)
+    texts = {user: f"engineer number {number}" for number, user in enumerate(dict(iter_docs(toy.udoc)))}
+    write_docs(toy.udoc, texts.items(), "user")
+    wanted = sorted(set(read_table(toy.inter)["user_id"]))
+    report = _generate(toy, served.url, api_model=served.name, temperature=0, max_jd_tokens=_TOKENS, gen_samples=1)
+    assert report["requests"] == {"answered": len(wanted)}
+    written = read_generated(toy.gdoc("far"))
+    assert sorted(written) == wanted
+    assert all(
+        written[user] == [served.greedy(f"{INSTRUCTIONS['en']}\n\n{texts[user]}").strip()] for user in wanted[::6]
+    )
 
 
 def test_the_server_is_killed_and_restarted_in_mid_run(served):
