@@ -225,6 +225,21 @@ def stats(name: _Name, data_path: _DataPath = Path("dataset")):
     _show(describe(_files(name, data_path)))
 
 
+@app.command()
+def status(
+    name: _Name,
+    data_path: _DataPath = Path("dataset"),
+    saved_folder: Annotated[
+        str | None, typer.Option("--saved-folder", "--saved_folder", help="folder of trained generators")
+    ] = None,
+):
+    """Say what is done, stale, unfinished or missing of a dataset, stage by stage, and the next command."""
+    from girl_recbole.status import status as state_of
+
+    saved = saved_folder or load_properties(properties_file("overall.yaml"))["saved_folder"]
+    _show(state_of(_files(name, data_path, new=True), saved))
+
+
 @app.command(context_settings=_STAGE)
 def run(context: typer.Context):
     """Train and test a recommender: the same as the command run_recbole."""

@@ -40,7 +40,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
-import hashlib
 import json
 import logging
 import math
@@ -48,7 +47,7 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -61,18 +60,28 @@ from girl_recbole import llm
 from girl_recbole.atomic import (
     DatasetFiles,
     atomic_write,
-    iter_docs,
     iter_generated,
-    iter_ids,
     write_generated,
 )
 from girl_recbole.engines.base import Asked, Completion, Engine
 from girl_recbole.engines.local import LocalEngine
-from girl_recbole.errors import ConfigError, DataError, some_of
-from girl_recbole.manifest import TextDigest, file_hash, read_manifest, require, write_manifest
+from girl_recbole.errors import ConfigError, DataError
+from girl_recbole.manifest import file_hash, read_manifest, require, write_manifest
 from girl_recbole.prompts import INSTRUCTIONS, Prompt, make_prompt, parse_jd
 from girl_recbole.rewards import Rewards, check_rewards, make_rewards
-from girl_recbole.shards import KEY_BYTES, Kept, Shards, Written, as_keys, kept_path, key_of, read_kept, write_kept
+from girl_recbole.seekers import Seekers, find_seekers, walk, wanted_seekers
+from girl_recbole.shards import (
+    KEY_BYTES,
+    Kept,
+    Shards,
+    Written,
+    as_keys,
+    kept_path,
+    key_of,
+    read_kept,
+    unfinished_folder,
+    write_kept,
+)
 
 __all__ = [
     "Completion",
@@ -93,16 +102,12 @@ __all__ = [
     "load_generator",
     "make_generator",
     "trained_with",
-    "unfinished_folder",
-    "wanted_seekers",
 ]
 
 log = logging.getLogger(__name__)
 
-GROUPS = ("recommendation", "sft", "reward", "rl")
 ENGINES = ("local", "api", "ray")
 TRAINED = ("max_cv_tokens", "max_jd_tokens", "prompt_language", "lm_dtype")
-_IDS = 1 << 20  # ids of seekers between two reductions to distinct ones
 _ROWS = 4096  # documents looked up at a time
 # without a tokenizer a piece counts as a token: four letters, or a character of Chinese, Japanese or Korean
 _CJK = "[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
@@ -341,10 +346,10 @@ def generate(files: DatasetFiles, config: GenerateConfig) -> dict[str, Any]:
     _check_engine(config)
     name, best_of = _output(files, config), config.gen_best_of
     wanted = wanted_seekers(files, config.gen_stages)
-    seekers = _find(files, wanted, config.gen_stages, by_seeker=best_of > 1)
+    seekers = find_seekers(files, wanted, config.gen_stages, by_seeker=best_of > 1)
     rewards = make_rewards(files, config) if best_of > 1 else None
     if rewards:
-        rewards.check(user for user, _, first, _ in _walk(files, seekers) if first)
+        rewards.check(user for user, _, first, _ in walk(files, seekers) if first)
     recipe, settings, generator = _prepare(files, config)
     if rewards:
         settings |= {"best_of": best_of, "rewards": rewards.fingerprint}
@@ -395,11 +400,6 @@ def generate(files: DatasetFiles, config: GenerateConfig) -> dict[str, Any]:
     )  # fmt: skip
     shutil.rmtree(folder)
     return report | once
-
-
-def unfinished_folder(gdoc: Path) -> Path:
-    """Where the shards of a ``.gdoc`` lie until it is finished."""
-    return gdoc.with_name(gdoc.name + ".shards")
 
 
 def _check_engine(config: GenerateConfig) -> None:
@@ -549,100 +549,15 @@ def _check_name_is_free(files: DatasetFiles, config: GenerateConfig) -> None:
         )
 
 
-# --------------------------------------------------------------------------------------------------------- whose CVs
+# --------------------------------------------------------------------------------------------------------- the shards
 
 
-def wanted_seekers(files: DatasetFiles, stages: Iterable[str] | str) -> np.ndarray:
-    """Keys of the ids of the seekers of the stages, sorted."""
-    wanted, more = as_keys(b""), bytearray()
-    for user in _stage_ids(files, stages):
-        more += key_of(user)
-        if len(more) == _IDS * KEY_BYTES:
-            wanted, more = np.unique(np.concatenate([wanted, as_keys(more)])), bytearray()
-    wanted = np.unique(np.concatenate([wanted, as_keys(more)]))
-    if not len(wanted):
-        raise DataError(f"{files.folder}: the stages {', '.join(_stages(stages))} have no seeker.")
-    return wanted
-
-
-def _stages(stages: Iterable[str] | str) -> list[str]:
-    stages = [stages] if isinstance(stages, str) else list(stages)
-    unknown = [stage for stage in stages if stage not in GROUPS]
-    if unknown or not stages:
-        raise ConfigError(f"gen_stages: {', '.join(map(str, unknown)) or 'none'}; known: {', '.join(GROUPS)}.")
-    return stages
-
-
-def _stage_ids(files: DatasetFiles, stages: Iterable[str] | str) -> Iterator[str]:
-    """The seekers of the stages in file order, some of them more than once."""
-    for stage in _stages(stages):
-        yield from iter_ids(files.inter if stage == "recommendation" else files.stage(stage), "user_id")
-
-
-@dataclass(frozen=True)
-class _Seekers:
-    """S seekers whose JDs are wanted, in the order of NAME.udoc."""
-
-    places: np.ndarray  # (S,) int64: which document of NAME.udoc
-    keys: np.ndarray  # (S,) what their JDs depend on (shards.py)
-    first: np.ndarray  # (S,) bool: the first with this key
-    source: str  # text_hash of id and CV of each
-    udoc_sha256: str
-    empty: int  # seekers with a blank CV
-
-
-def _find(files: DatasetFiles, wanted: np.ndarray, stages: Iterable[str] | str, by_seeker: bool) -> _Seekers:
-    """Where the CVs of ``wanted`` are. ``by_seeker``: the first seeker of a CV is part of its key."""
-    udoc_sha256, digest = file_hash(files.udoc) if files.udoc.exists() else "", TextDigest()
-    places, keys, owners, empty = bytearray(), bytearray(), bytearray(), 0
-    seen = np.zeros(len(wanted), bool)
-    docs, at = iter_docs(files.udoc), 0
-    while block := list(islice(docs, _ROWS)):
-        ids = as_keys(key_of(user) for user, _ in block)
-        where = np.minimum(np.searchsorted(wanted, ids), len(wanted) - 1)
-        hits = np.flatnonzero(wanted[where] == ids)
-        seen[where[hits]] = True
-        places += (at + hits).tobytes()
-        for user, cv in (block[hit] for hit in hits):
-            keys += key_of(cv)
-            empty += not cv.strip()
-            digest.add(user)
-            digest.add(cv)
-        if by_seeker:
-            owners += ids[hits].tobytes()
-        at += len(block)
-    if not seen.all():
-        lost = wanted[~seen]
-        missing = list(dict.fromkeys(u for u in _stage_ids(files, stages) if as_keys(key_of(u))[0] in lost))
-        raise DataError(
-            f"{files.udoc}: {len(missing)} of {len(wanted)} seekers have no CV ({some_of(missing)}); each needs one."
-        )
-    found = as_keys(keys)
-    _, firsts, which = np.unique(found, return_index=True, return_inverse=True)
-    if by_seeker:
-        whose = as_keys(owners)
-        pairs = (found[first : first + 1].tobytes() + whose[first : first + 1].tobytes() for first in firsts)
-        found = as_keys(hashlib.sha256(pair).digest()[:KEY_BYTES] for pair in pairs)[which]
-    first = np.zeros(len(found), bool)
-    first[firsts] = True
-    return _Seekers(np.frombuffer(places, np.int64), found, first, digest.hexdigest(), udoc_sha256, empty)
-
-
-def _walk(files: DatasetFiles, seekers: _Seekers) -> Iterator[tuple[str, str, bool, int]]:
-    """(id, CV, is the first with its key, number) of each seeker, streaming."""
-    at, end = 0, len(seekers.places)
-    for place, (user, cv) in enumerate(iter_docs(files.udoc)):
-        if at < end and place == seekers.places[at]:
-            yield user, cv, bool(seekers.first[at]), at
-            at += 1
-
-
-def _tasks(files: DatasetFiles, seekers: _Seekers, missing: np.ndarray, size: int) -> Iterator[Task]:
+def _tasks(files: DatasetFiles, seekers: Seekers, missing: np.ndarray, size: int) -> Iterator[Task]:
     """The CVs of the seekers ``missing`` (S,) bool, ``size`` at a time, in their order."""
     raw = seekers.keys.tobytes()
     chosen = (
         (raw[at * KEY_BYTES : (at + 1) * KEY_BYTES], user, cv)
-        for user, cv, _, at in _walk(files, seekers)
+        for user, cv, _, at in walk(files, seekers)
         if missing[at]
     ) if missing.any() else iter(())  # fmt: skip
     while part := list(islice(chosen, size)):
@@ -663,7 +578,7 @@ def _same_settings(path: Path, settings: dict[str, Any]) -> dict[str, Any] | Non
     return manifest
 
 
-def _same_cvs(path: Path, manifest: dict[str, Any], files: DatasetFiles, wanted: np.ndarray, seekers: _Seekers) -> bool:
+def _same_cvs(path: Path, manifest: dict[str, Any], files: DatasetFiles, wanted: np.ndarray, seekers: Seekers) -> bool:
     """Whether a finished file is that of the wanted seekers' present CVs, in whatever order."""
     if manifest["source"] == seekers.source:
         return True
@@ -672,7 +587,7 @@ def _same_cvs(path: Path, manifest: dict[str, Any], files: DatasetFiles, wanted:
     return np.array_equal(np.sort(as_keys(key_of(user) for user, _ in iter_generated(path))), wanted)
 
 
-def _take_over(path: Path, manifest: dict[str, Any], seekers: _Seekers, shards: Shards, size: int) -> None:
+def _take_over(path: Path, manifest: dict[str, Any], seekers: Seekers, shards: Shards, size: int) -> None:
     """Copy the JDs that are wanted and not in ``shards`` yet from a finished file into shards."""
     if not kept_path(path).exists() or manifest.get("cvs_sha256") != file_hash(kept_path(path)):
         return
@@ -698,10 +613,10 @@ def _take_over(path: Path, manifest: dict[str, Any], seekers: _Seekers, shards: 
         shards.write(keys, rows)
 
 
-def _assemble(files: DatasetFiles, seekers: _Seekers, shards: Shards) -> Iterator[tuple[str, bytes, Written]]:
+def _assemble(files: DatasetFiles, seekers: Seekers, shards: Shards) -> Iterator[tuple[str, bytes, Written]]:
     """(seeker, key, JDs) in the seekers' order."""
     raw = seekers.keys.tobytes()
-    for (user, _, _, at), written in zip(_walk(files, seekers), shards.read(seekers.keys), strict=True):
+    for (user, _, _, at), written in zip(walk(files, seekers), shards.read(seekers.keys), strict=True):
         yield user, raw[at * KEY_BYTES : (at + 1) * KEY_BYTES], written
 
 

@@ -38,7 +38,19 @@ from girl_recbole.atomic import atomic_write
 from girl_recbole.errors import DataError
 from girl_recbole.manifest import text_hash
 
-__all__ = ["KEY_BYTES", "Kept", "Shards", "Written", "as_keys", "kept_path", "key_of", "read_kept", "write_kept"]
+__all__ = [
+    "KEY_BYTES",
+    "Kept",
+    "Shards",
+    "Written",
+    "as_keys",
+    "kept_path",
+    "key_of",
+    "read_kept",
+    "rows_of",
+    "unfinished_folder",
+    "write_kept",
+]
 
 log = logging.getLogger(__name__)
 
@@ -156,6 +168,21 @@ class Shards:
             return np.full(len(keys), -1)
         at = np.minimum(np.searchsorted(self._sorted, keys), len(self._sorted) - 1)
         return np.where(self._sorted[at] == keys, self._order[at], -1)
+
+
+def unfinished_folder(gdoc: Path) -> Path:
+    """Where the shards of a ``.gdoc`` lie until it is finished."""
+    return gdoc.with_name(gdoc.name + ".shards")
+
+
+def rows_of(shard: Path) -> int:
+    """How many CVs a shard says it holds, by its last line alone; 0 where that is missing."""
+    with open(shard, "rb") as file:
+        file.seek(max(0, file.seek(0, 2) - 200))
+        try:
+            return int(json.loads(file.read().rstrip().rpartition(b"\n")[2])["rows"])
+        except (ValueError, TypeError, KeyError):
+            return 0
 
 
 def _name(keys: Sequence[bytes]) -> str:
