@@ -80,7 +80,7 @@ class FlakyServer:
         try:
             while await self._exchange(reader, writer):
                 pass
-        except (asyncio.IncompleteReadError, ConnectionError):  # the client has left
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):  # the client left, or the test
             pass
         finally:
             writer.close()
