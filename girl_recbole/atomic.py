@@ -119,7 +119,8 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
 
     What a killed process left of an earlier try (untouched for ten minutes, its process gone) is removed.
 
-    Text mode is strict UTF-8 and writes newlines as they are. A full disk raises ``OSError`` and leaves the old file.
+    Text mode is strict UTF-8 and writes newlines as they are. A full disk raises an ``OSError`` that names ``path``,
+    and leaves the old file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,8 +133,10 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except BaseException:
+    except BaseException as error:
         beside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            error.filename = str(path)
         raise
 
 

@@ -92,6 +92,7 @@ class Shards:
         self.corrupt = 0
         self._paths: list[Path] = []
         self._keys, self._shard, self._offset = bytearray(), array("i"), array("q")
+        self._sorted, self._order = as_keys(b""), np.empty(0, np.int32)
         for path in sorted(folder.glob("*.jsonl")):
             try:
                 keys, offsets = _check(path.read_bytes(), path.name)
@@ -101,7 +102,6 @@ class Shards:
                 self.corrupt += 1
             else:
                 self._add(path, keys, offsets)
-        self._index()
 
     def __len__(self) -> int:
         """How many shards there are."""
@@ -112,7 +112,7 @@ class Shards:
         return self._find(keys) < 0
 
     def write(self, keys: Sequence[bytes], rows: Sequence[Written]) -> None:
-        """Add a shard. On a full disk ``OSError`` names the file, and what was there stays."""
+        """Add a shard."""
         lines, offsets, at = [], [], 0
         for key, row in zip(keys, rows, strict=True):
             facts = {name: value for name, value in asdict(row).items() if value is not None}
@@ -122,16 +122,12 @@ class Shards:
         body = b"".join(lines)
         end = json.dumps({"rows": len(lines), "sha256": hashlib.sha256(body).hexdigest()}) + "\n"
         path = self.folder / _name(keys)
-        try:
-            with atomic_write(path, "wb") as file:
-                file.write(body + end.encode())
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(path)) from None
+        with atomic_write(path, "wb") as file:
+            file.write(body + end.encode())
         self._add(path, keys, offsets)
 
     def read(self, keys: np.ndarray) -> Iterator[Written]:
         """The JDs of each of ``keys`` (n,), in their order. ``DataError`` for one that is not there."""
-        self._index()
 
         @lru_cache(maxsize=_OPEN)
         def opened(number: int) -> IO[bytes]:
@@ -156,14 +152,12 @@ class Shards:
         self._offset.extend(offsets)
         self._paths.append(path)
 
-    def _index(self) -> None:
-        """Sort what is known now; shards that are added later are found after the next call."""
-        held = as_keys(bytes(self._keys))
-        self._order = np.argsort(held, kind="stable").astype(np.int32)
-        self._sorted = held[self._order]
-
     def _find(self, keys: np.ndarray) -> np.ndarray:
         """(n,) the row of each of ``keys``, -1 where there is none."""
+        if len(self._sorted) < len(self._shard):  # shards were added
+            held = as_keys(bytes(self._keys))
+            self._order = np.argsort(held, kind="stable").astype(np.int32)
+            self._sorted = held[self._order]
         if not len(self._sorted):
             return np.full(len(keys), -1)
         at = np.minimum(np.searchsorted(self._sorted, keys), len(self._sorted) - 1)
