@@ -45,11 +45,14 @@ _STAGES = {  # command: module, verb, config
     "dpo": ("girl_recbole.rivals", "dpo", "DPOConfig"),
     "generate": ("girl_recbole.generate", "generate", "GenerateConfig"),
     "embed": ("girl_recbole.embed", "embed", "EmbedConfig"),
+    "index": ("girl_recbole.index", "build", "IndexConfig"),
+    "search": ("girl_recbole.search", "search", "SearchConfig"),
 }
 _STAGE = {"allow_extra_args": True, "ignore_unknown_options": True}
 _Name = Annotated[str, typer.Argument(help="the dataset, a folder below the data path")]
 _DataPath = Annotated[Path, typer.Option("--data-path", "--data_path", help="folder of the datasets")]
 _Config = Annotated[list[Path], typer.Option(help="property file(s), YAML; later ones win")]
+_Checkpoint = Annotated[str | None, typer.Option(help="of a trained GIRLBaseDot or GIRLEnhancedDot: saved/....pth")]
 _Preset = Annotated[str, typer.Option(help="a shipped file of properties/generator/: tiny, qwen-0.5b-lora, ...")]
 
 
@@ -217,6 +220,46 @@ def embed(context: typer.Context, name: _Name, data_path: _DataPath = Path("data
     _run("embed", context.args, name, data_path, config)
 
 
+@app.command(context_settings=_STAGE)
+def index(
+    context: typer.Context,
+    name: _Name,
+    checkpoint: _Checkpoint = None,
+    data_path: _DataPath = Path("dataset"),
+    config: _Config = [],  # noqa: B006
+):
+    """Index the vectors of all jobs for search: exactly where they are few, by FAISS where they are many."""
+    _run("index", context.args, name, data_path, config, checkpoint=checkpoint)
+
+
+@app.command(context_settings=_STAGE)
+def search(
+    context: typer.Context,
+    name: _Name,
+    seeker: Annotated[list[str], typer.Option(help="id of a seeker; may be repeated")] = [],  # noqa: B006
+    everyone: Annotated[bool, typer.Option("--all", help="all seekers of NAME.inter, into --output")] = False,
+    text: Annotated[str | None, typer.Option(help="jobs for this text instead")] = None,
+    cv: Annotated[str | None, typer.Option(help="jobs for this text file, or - for standard input")] = None,
+    generate: Annotated[bool, typer.Option("--generate", help="write a JD for the text, search by it")] = False,
+    by: Annotated[str, typer.Option(help="generated (JDs), cv, or model (with --checkpoint)")] = "generated",
+    checkpoint: _Checkpoint = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", "-k", help="short for --search_top_k")] = None,
+    exclude_train: Annotated[
+        bool, typer.Option("--exclude-train", help="without the jobs of the seeker's pairs in the split's train part")
+    ] = False,
+    only: Annotated[str | None, typer.Option(help="an atomic file with a column item_id: the open jobs")] = None,
+    output: Annotated[str | None, typer.Option(help="write user_id, item_id, rank, score to this file")] = None,
+    data_path: _DataPath = Path("dataset"),
+    config: _Config = [],  # noqa: B006
+):
+    """Find the jobs nearest to a seeker's generated JD, CV or model vector, or to a text."""
+    _run(
+        "search", context.args, name, data_path, config, overrides={} if top_k is None else {"search_top_k": top_k},
+        seekers=seeker, everyone=everyone, text=text, cv=cv, generate=generate, by=by, checkpoint=checkpoint,
+        exclude_train=exclude_train, only=only, output=output,
+    )  # fmt: skip
+
+
 @app.command()
 def stats(name: _Name, data_path: _DataPath = Path("dataset")):
     """Describe a dataset: sizes, match rates, text lengths, vocabulary overlap, oracle, shared seekers."""
@@ -271,7 +314,7 @@ def main() -> None:
     """Entry point of the console script ``girl``."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "urllib3", "filelock"):
+    for noisy in ("httpx", "urllib3", "filelock", "faiss"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         app()
