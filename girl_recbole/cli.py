@@ -314,7 +314,7 @@ def main() -> None:
     """Entry point of the console script ``girl``."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "urllib3", "filelock", "faiss"):
+    for noisy in ("httpx", "httpx2", "openai", "urllib3", "filelock", "faiss"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         app()
