@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from girl_recbole.atomic import (
     DatasetFiles,
     iter_docs,
+    iter_generated,
+    iter_ids,
     read_docs,
     read_generated,
     read_interactions,
@@ -227,6 +229,36 @@ def test_samples_out_of_order(tmp_path):
     path = _file(tmp_path, "user_id:token\tsample:float\ttext:text\nu1\t0\ta\nu1\t2\tb\n", "x.gdoc")
     with pytest.raises(DataError, match="line 3: sample 2 of u1 where 1 was due"):
         read_generated(path)
+
+
+def test_generated_streamed_is_what_is_read_at_once(tmp_path):
+    path = tmp_path / "x.gdoc"
+    write_generated(path, [("u1", 0, "a\nb"), ("u1", 1, ""), ("u2", 0, "\\t")])
+    assert dict(iter_generated(path)) == read_generated(path) == {"u1": ["a\nb", ""], "u2": ["\\t"]}
+    write_generated(path, [])
+    assert list(iter_generated(path)) == []
+    path = _file(tmp_path, "user_id:token\tsample:float\ttext:text\nu1\t0\ta\nu2\t1\tb\n", "y.gdoc")
+    with pytest.raises(DataError, match="line 3: sample 1 of u2 where 0 was due"):
+        list(iter_generated(path))
+
+
+def test_ids_streamed_are_those_of_the_table(tmp_path):
+    """Over blocks of a megabyte; quotes and numbers are text; lines may end with CR LF."""
+    ids = [f'"{n // 3}' for n in range(300_000)]
+    path = _file(tmp_path, "\n".join(["a:float\tuser_id:token", *(f"1\t{i}" for i in ids)]) + "\n", "x.inter")
+    assert path.stat().st_size > 2 * 2**20
+    streamed = list(iter_ids(path, "user_id"))
+    assert list(dict.fromkeys(streamed)) == list(dict.fromkeys(ids))
+    assert len(streamed) < 100_010  # an id comes again where a block begins, if at all
+    crlf = _file(tmp_path, "user_id:token\tb:token\r\nu1\tx\r\nu2\ty\r\n", "y.inter")
+    assert (list(iter_ids(crlf, "user_id")), list(iter_ids(crlf, "b"))) == (["u1", "u2"], ["x", "y"])
+    assert list(iter_ids(_file(tmp_path, "user_id:token\n", "z.user"), "user_id")) == []
+    with pytest.raises(DataError, match="no column item_id; it has user_id, b"):
+        list(iter_ids(crlf, "item_id"))
+    with pytest.raises(DataError, match="1 ids in user_id are empty"):
+        list(iter_ids(_file(tmp_path, "user_id:token\tb:token\nu 1\tx\n", "w.inter"), "user_id"))
+    with pytest.raises(DataError, match="1 rows with too few or too many fields"):
+        list(iter_ids(_file(tmp_path, "user_id:token\tb:token\nu1\n", "v.inter"), "user_id"))
 
 
 @pytest.mark.parametrize("bad", ["", "a b", "a\tb", "a\nb", "a\0b", 7, None, float("nan")])
