@@ -4,8 +4,8 @@
 
 Each JD of NAME.<generator>.gdoc (sample 0; ``{seed}`` in a name is replaced by each seed) is a query; the distinct
 texts of all jobs of the recommendation stage are searched with it, by BM25 and by the text encoder. The rank of a
-seeker is that of the best of his matched jobs; a tie counts against the JD. Seekers: those of the recommendation stage who
-have a match there and whom no training stage (sft, reward, rl) saw.
+seeker is that of the best of his matched jobs; a tie counts against the JD. Seekers: those of the recommendation stage
+who have a match there and whom no training stage (sft, reward, rl) saw.
 
     gain        mean of 1 / log2(1 + rank), the reward `retrieval`        hit@10    share of ranks of at most 10
     reward      mean normalised score of the reward model (--reward-model), of all unseen seekers
