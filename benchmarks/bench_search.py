@@ -1,11 +1,11 @@
 """Search for the top 100 of many jobs by `girl index` and its kinds: time, recall, memory, bytes.
 
-Jobs      clustered   made from the MiniLM vectors x of the 3,085 shipped JDs: unit(unit(a x_i + (1 - a) x_j) + e), i a
+Jobs      clustered   made from the MiniLM vectors x of 3,000 shipped JDs: unit(unit(a x_i + (1 - a) x_j) + e), i a
                       random job, j one of its ten nearest, a in [.5, 1], e Gaussian of length .3. In a draw of 3,000
-                      the nearest, 10th and 100th job have mean cosines of .87, .71, .59; shipped jobs .82, .72, .60
+                      the nearest, 10th and 100th job have mean cosines of .87, .71, .59; the shipped JDs .82, .72, .60
           gaussian    independent Gaussians, which have no neighbourhoods: not what jobs look like, the worst case
-Queries   vectors of generated JDs and of CVs of the shipped market, 1,000 each; 1,000 others tune the index. Gaussian
-          jobs: Gaussian queries
+Queries   vectors of generated JDs and of CVs of the shipped market, 1,000 each; 150 others of each tune the
+          index. Gaussian jobs: Gaussian queries
 Exact     blockwise products in PyTorch; recall = part of the 1,000 x 100 found whose score reaches the true 100th
 
 Every case is a process of its own, with `build` and `Index.load` on files as `girl embed` writes them. Peak memory is
@@ -28,15 +28,15 @@ import torch
 from common import MemoryPeak
 
 from girl_recbole import embed as embed_module
-from girl_recbole.atomic import DatasetFiles, read_docs, read_interactions, write_docs, write_table
+from girl_recbole.atomic import DatasetFiles, read_docs, read_generated, write_docs, write_table
 from girl_recbole.config import make_config
-from girl_recbole.embed import EmbedConfig, embed, load_vectors
-from girl_recbole.encoder import encoder_folder, encoder_hash
+from girl_recbole.encoder import Encoder, encoder_folder, encoder_hash
 from girl_recbole.index import Index, IndexConfig, build
 from girl_recbole.manifest import file_hash, text_hash, write_manifest
-from girl_recbole.shipped import locate
+from girl_recbole.shipped import shipped_folder
 
-_K, _QUERIES, _SINGLE, _BLOCK = 100, 1000, 50, 50_000
+_K, _QUERIES, _TUNING, _SINGLE, _BLOCK = 100, 1000, 150, 50, 50_000
+_ALL = _QUERIES + _TUNING
 
 
 def _unit(vectors):
@@ -44,15 +44,18 @@ def _unit(vectors):
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def real_vectors(data_path):
-    """Unit vectors of the shipped market: all JDs, and 2,000 generated JDs and CVs."""
-    files, config = locate("jobrec-sim", data_path), make_config(EmbedConfig)
-    everything = make_config(EmbedConfig, overrides={"embed_all": True})
-    embed(files, everything, kinds=["jd"])
-    embed(files, config, kinds=["cv", "gen.sft"])
-    users = pd.unique(read_interactions(files.inter)["user_id"])[: 2 * _QUERIES - 1]
-    found = [load_vectors(files, config, "jd", list(read_docs(files.idoc)))]
-    return [_unit(v) for v in (*found, *(load_vectors(files, config, kind, list(users)) for kind in ("gen.sft", "cv")))]
+def real_vectors(path):
+    """Unit vectors of the shipped market: 3,000 JDs, and 1,150 generated JDs and CVs; kept in the file ``path``."""
+    if not path.exists():
+        source, rng = shipped_folder("jobrec-sim"), np.random.default_rng(0)
+        jds = list(read_docs(source / "jobrec-sim.idoc").values())
+        generated = [jds_of[0] for jds_of in read_generated(source / "jobrec-sim.sft.gdoc").values()]
+        cvs, encoder, found = list(read_docs(source / "jobrec-sim.udoc").values()), Encoder("minilm"), {}
+        for name, texts, count in [("jd", jds, 3000), ("generated", generated, _ALL), ("cv", cvs, _ALL)]:
+            found[name] = encoder.encode([texts[i] for i in rng.permutation(len(texts))[:count]])[0]
+        np.savez(path, **found)
+    with np.load(path) as found:
+        return [_unit(found[name]) for name in ("jd", "generated", "cv")]
 
 
 def made_jobs(count, data, real, rng):
@@ -76,11 +79,11 @@ def plant(folder, count, data, real):
     jds, generated, cvs = real
     queries = {"generated": generated, "cv": cvs}
     if data == "gaussian":
-        queries = {"gaussian": _unit(rng.standard_normal((2 * _QUERIES, jds.shape[1])))}
+        queries = {"gaussian": _unit(rng.standard_normal((_ALL, jds.shape[1])))}
     target = embed_module._folder(files, config)
     target.mkdir(parents=True)
     sha256, jobs = encoder_hash(encoder_folder(config.encoder)), made_jobs(count, data, jds, rng)
-    tuning = {f"tuning{n}": some[: len(some) // 2] for n, some in enumerate(queries.values())}
+    tuning = {f"tuning{n}": some[_QUERIES:] for n, some in enumerate(queries.values())}
     for kind, rows, blocks in [("jd", count, jobs), *((k, len(v), [v]) for k, v in tuning.items())]:
         digest = f"{count}-{data}"
         matrix = np.lib.format.open_memmap(target / f"{kind}-{digest}.npy", "w+", np.float16, (rows, jds.shape[1]))
@@ -99,7 +102,7 @@ def plant(folder, count, data, real):
         facts = {"digest": digest, "rows": rows, "samples": None, "source_sha256": file_hash(files.idoc)}
         write_manifest(target / kind, "vectors", config={}, **facts, **embed_module._identity(config, sha256))
     for name, some in queries.items():
-        some = some[len(some) // 2 :][:_QUERIES]
+        some = some[:_QUERIES]
         np.save(folder / f"queries-{name}.npy", some)
         np.save(folder / f"last-{name}.npy", _exact(np.load(target / f"jd-{count}-{data}.npy", "r"), some))
     return files
@@ -109,7 +112,7 @@ def _exact(matrix, queries):
     """The true score of the last of the _K nearest of each query."""
     queries, best = torch.from_numpy(queries).float(), None
     for at in range(0, len(matrix), _BLOCK):
-        block = torch.nn.functional.normalize(torch.from_numpy(np.asarray(matrix[at : at + _BLOCK])).float())
+        block = torch.nn.functional.normalize(torch.from_numpy(matrix[at : at + _BLOCK].astype(np.float32)))
         scores = (queries @ block.T).topk(min(_K, len(block)), dim=1).values
         best = scores if best is None else torch.cat([best, scores], dim=1).topk(_K, dim=1).values
     return best[:, -1].numpy()
@@ -156,14 +159,14 @@ def main():
     parser.add_argument("--kinds", nargs="+", default=["flat", "ivf", "hnsw"])
     parser.add_argument("--data", choices=["clustered", "gaussian"], default="clustered")
     parser.add_argument("--repeats", type=int, default=3, help="searches of each 1,000 queries")
-    parser.add_argument("--data-path", default="dataset")
+    parser.add_argument("--vectors", type=Path, default=Path("minilm.npz"), help="made if it is not there; minutes")
     parser.add_argument("--json")
     parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)  # folder and kind: the process of one case
     args = parser.parse_args()
     if args.case:
         print("RESULT " + json.dumps(case(Path(args.case[0]), args.case[1], args.repeats)))
         return
-    real, rows = real_vectors(args.data_path), []
+    real, rows = real_vectors(args.vectors), []
     print(f"{'jobs':>8} {'kind':<5}{'build s':>9}{'cpu s':>8}{'peak MiB':>10}{'MiB on disk':>12}  {'queries':<10}"
           f"{'recall':>7}{'1,000 s':>9}{'cpu s':>8}{'one ms':>8}  (top {_K}; one: top 10)", flush=True)  # fmt: skip
     for count in args.sizes:

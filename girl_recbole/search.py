@@ -225,8 +225,8 @@ def _text_vectors(
     texts = [text]
     if generate:
         texts = _written(files, config, text)
-        titles = [parse_jd(jd).title for jd in texts]
-        found = {"by": "JD written for the text", "generator": config.generator, "written": " | ".join(map(_cut, titles))}
+        titles = [_cut(parse_jd(jd).title) for jd in texts]
+        found = {"by": "JD written for the text", "generator": config.generator, "written": " | ".join(titles)}
     encoder = Encoder(
         config.encoder,
         max_tokens=config.max_text_tokens,

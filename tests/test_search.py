@@ -200,6 +200,20 @@ def test_real_job_vectors_against_brute_force(tmp_path):
         assert (rows == np.argsort(-exact, axis=1)[:, :12]).mean() >= (1 if kind == "flat" else 0.95)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_are_put_together(tmp_path, tiny_encoder, vectors, queries, kind, monkeypatch):
+    """700 jobs in blocks of 64, 200 queries by 7."""
+    monkeypatch.setattr(index_module, "_BLOCK", 64)
+    monkeypatch.setattr(index_module, "_QUERIES", 7)
+    files = plant(tmp_path, tiny_encoder, vectors[:700])
+    build(files, index_config(tiny_encoder, index_kind=kind, index_nprobe=1000, index_ef_search=700))
+    index, truth = Index.load(files, index_config(tiny_encoder)), cosines(queries, vectors[:700])
+    check(*index.search(queries, 15), truth, recall=1.0 if kind == "flat" else 0.99)
+    some = [f"i{n}" for n in range(0, 700, 2)]
+    truth[:, 1::2] = -np.inf
+    check(*index.search(queries, 15, only=some), truth)
+
+
 def test_equal_jobs_come_in_their_order(tmp_path, tiny_encoder):
     same = np.tile(clustered(50), (4, 1))
     files = plant(tmp_path, tiny_encoder, same)
