@@ -375,8 +375,6 @@ def generate(files: DatasetFiles, config: GenerateConfig) -> dict[str, Any]:
     findings = _Findings()
     with write_kept(path) as keep:
         write_generated(path, findings.watch(_assemble(files, seekers, shards), keep))
-    if file_hash(files.udoc) != seekers.udoc_sha256:
-        raise DataError(f"{files.udoc}: changed while JDs were written for its CVs; run the same command again.")
     report = {
         "file": str(path),
         "seekers": len(seekers.keys),
@@ -426,7 +424,7 @@ def _prepare(files: DatasetFiles, config: GenerateConfig) -> tuple[Recipe, dict[
     generator = make_generator(recipe, lm)
     settings = {
         **generator.engine.settings, "prompt": prompt.id, "seed": config.seed, "samples": config.gen_samples,
-        "max_cv_tokens": config.max_cv_tokens,
+        "max_cv_tokens": config.max_cv_tokens, **({} if generator.tokenizer else {"cv_tokens": "pieces"}),
     }  # fmt: skip
     if config.gen_engine != "ray":
         return recipe, settings, generator
@@ -555,13 +553,22 @@ def _check_name_is_free(files: DatasetFiles, config: GenerateConfig) -> None:
 def _tasks(files: DatasetFiles, seekers: Seekers, missing: np.ndarray, size: int) -> Iterator[Task]:
     """The CVs of the seekers ``missing`` (S,) bool, ``size`` at a time, in their order."""
     raw = seekers.keys.tobytes()
-    chosen = (
-        (raw[at * KEY_BYTES : (at + 1) * KEY_BYTES], user, cv)
-        for user, cv, _, at in walk(files, seekers)
-        if missing[at]
-    ) if missing.any() else iter(())  # fmt: skip
-    while part := list(islice(chosen, size)):
+
+    def chosen() -> Iterator[tuple[bytes, str, str]]:
+        for user, cv, _, at in walk(files, seekers) if missing.any() else ():
+            key = raw[at * KEY_BYTES : (at + 1) * KEY_BYTES]
+            if missing[at]:
+                if not seekers.is_key(key, user, cv):
+                    raise _changed(files)
+                yield key, user, cv
+
+    cvs = chosen()
+    while part := list(islice(cvs, size)):
         yield Task(*map(list, zip(*part, strict=True)))
+
+
+def _changed(files: DatasetFiles) -> DataError:
+    return DataError(f"{files.udoc}: changed while JDs were written for its CVs; run the same command again.")
 
 
 # ------------------------------------------------------------------------------------------------- finished JDs, again
@@ -616,8 +623,10 @@ def _take_over(path: Path, manifest: dict[str, Any], seekers: Seekers, shards: S
 def _assemble(files: DatasetFiles, seekers: Seekers, shards: Shards) -> Iterator[tuple[str, bytes, Written]]:
     """(seeker, key, JDs) in the seekers' order."""
     raw = seekers.keys.tobytes()
-    for (user, _, _, at), written in zip(walk(files, seekers), shards.read(seekers.keys), strict=True):
+    for (user, _, _, at), written in zip(walk(files, seekers), shards.read(seekers.keys), strict=False):
         yield user, raw[at * KEY_BYTES : (at + 1) * KEY_BYTES], written
+    if file_hash(files.udoc) != seekers.udoc_sha256:  # before the file gets its name
+        raise _changed(files)
 
 
 class _Findings:

@@ -63,6 +63,11 @@ class Seekers:
     source: str  # text_hash of id and CV of each
     udoc_sha256: str
     empty: int  # seekers with a blank CV
+    by_seeker: bool  # keys are of CV and first seeker
+
+    def is_key(self, key: bytes, user: str, cv: str) -> bool:
+        """Whether ``key`` is that of ``cv``, whose first seeker is ``user``."""
+        return key == (_pair(key_of(cv), key_of(user)) if self.by_seeker else key_of(cv))
 
 
 def find_seekers(files: DatasetFiles, wanted: np.ndarray, stages: Iterable[str] | str, by_seeker: bool) -> Seekers:
@@ -95,11 +100,15 @@ def find_seekers(files: DatasetFiles, wanted: np.ndarray, stages: Iterable[str] 
     _, firsts, which = np.unique(found, return_index=True, return_inverse=True)
     if by_seeker:
         whose = as_keys(owners)
-        pairs = (found[first : first + 1].tobytes() + whose[first : first + 1].tobytes() for first in firsts)
-        found = as_keys(hashlib.sha256(pair).digest()[:KEY_BYTES] for pair in pairs)[which]
+        pairs = ((found[first : first + 1].tobytes(), whose[first : first + 1].tobytes()) for first in firsts)
+        found = as_keys(_pair(*pair) for pair in pairs)[which]
     first = np.zeros(len(found), bool)
     first[firsts] = True
-    return Seekers(np.frombuffer(places, np.int64), found, first, digest.hexdigest(), udoc_sha256, empty)
+    return Seekers(np.frombuffer(places, np.int64), found, first, digest.hexdigest(), udoc_sha256, empty, by_seeker)
+
+
+def _pair(cv: bytes, user: bytes) -> bytes:
+    return hashlib.sha256(cv + user).digest()[:KEY_BYTES]
 
 
 def walk(files: DatasetFiles, seekers: Seekers) -> Iterator[tuple[str, str, bool, int]]:

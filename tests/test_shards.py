@@ -360,13 +360,30 @@ def test_a_full_disk_is_named_and_finished_shards_stay(tmp_path, capsys):
     assert (report["cvs_reused"], engine.asked) == (6, [])
 
 
-def test_a_udoc_that_changes_meanwhile_is_an_error(tmp_path):
-    files = _files(tmp_path, [f"cv {n}" for n in range(8)])
-    engine = Echo()
-    engine.watch = lambda: write_docs(files.udoc, [(f"u{n}", f"cv {n}") for n in range(9)], "user")
-    with pytest.raises(DataError, match=r"toy\.udoc: changed while JDs were written .* run the same command again"):
-        _run(files, engine)
-    assert _run(files)[0]["cvs_reused"] == 4
+@pytest.mark.parametrize("changed", [8, 0])
+def test_a_udoc_that_changes_meanwhile_is_an_error_and_the_old_file_stays(tmp_path, changed):
+    """Changed behind what is written, where the end tells, or before it is read again: no JD under another CV's key."""
+    _run(_files(tmp_path, ["old", "cv"]))
+    files = _files(tmp_path, [f"cv {n}" for n in range(9)])
+    whole, engine = files.gdoc("sft").read_bytes(), Echo()
+    after = [f"cv {n}" if n != changed else "other" for n in range(9)]
+    real = module._tasks
+
+    def tasks(*args):
+        if changed == 0:
+            write_docs(files.udoc, [(f"u{n}", cv) for n, cv in enumerate(after)], "user")
+        yield from real(*args)
+        write_docs(files.udoc, [(f"u{n}", cv) for n, cv in enumerate(after)], "user")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_tasks", tasks)
+        with pytest.raises(DataError, match=r"toy\.udoc: changed while JDs were written .* run the same command again"):
+            _run(files, engine)
+    assert files.gdoc("sft").read_bytes() == whole
+    assert len(engine.asked) == (0 if changed == 0 else 5)
+    report, engine = _run(files)
+    assert report["cvs_reused"] == (0 if changed == 0 else 4)
+    assert "other" in engine.asked
 
 
 def test_what_an_empty_stage_says(tmp_path):
