@@ -2,8 +2,8 @@
 
 Batches are static: sorted by length, so that hardly anything is padding, and left by the rows that have finished
 (llm.sample). Continuous batching (transformers' ``generate_batch``, paged attention) draws all rows from one stream of
-random numbers, so a JD would depend on its neighbours, and on a CPU it is many times slower (benchmarks.md). A GPU that
-should be kept full by it is the business of a server: engine api.
+random numbers, so a JD would depend on its neighbours, and on a CPU it is slower (docs/cluster.md). A GPU that should
+be kept full by it is the business of a server: engine api.
 """
 
 from __future__ import annotations
