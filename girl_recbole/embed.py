@@ -10,51 +10,75 @@ Files      vectors/<encoder>/KIND-<digest>.npy    (rows, D) float16, to be memor
            vectors/<encoder>/KIND.manifest.json   names the digest, the encoder's hash, its settings, the text file's
                                                   hash and the counts
 
-Replacing the manifest is the commit: a reader sees the old files or the new ones, whole. A text is known by its SHA-256
-and is encoded once, whichever kinds and rows hold it; rows of unchanged texts are copied from the files before.
-Work in progress is kept in chunks under vectors/<encoder>/progress/, so that a killed run goes on where it stopped; the
-chunks, and the batches in them, depend on the texts alone, so it ends with the bytes of a run that was not disturbed.
-Builders of one folder wait for each other (a lock file). A text file is hashed before it is read; one that is written
-to meanwhile is read again.
+Replacing the manifest is the commit: a reader sees the old files or the new ones, whole. A text is known by its key,
+128 bits of its SHA-256, and is encoded once, whichever kinds and rows hold it; rows of unchanged texts are copied from
+the files before. Builders of one folder wait for each other (a lock file).
+
+Memory     does not hold the texts: they are read three times, as a stream. The first reading keeps a key and a length
+           of each row; the second encodes what has no vector yet, a block of ``_BLOCK_TEXTS`` texts at a time; the
+           third writes the rows. So a text costs a few dozen bytes, whatever its length and the width of its vector
+           (docs/embedding.md). Matrices are written and read in pieces of ``_PIECE_BYTES``.
+Batches    The texts of a block are sorted by length, so that batches hold texts of like length, and cut into chunks.
+           Chunks of finished work are kept under vectors/<encoder>/progress/, so that a killed run goes on where it
+           stopped; blocks, chunks and batches depend on the texts and their order alone, so it ends with the bytes of
+           a run that was not disturbed. A chunk that cannot be read is reported, removed and encoded again.
+Changes    A text file is hashed before it is read. One that is written to meanwhile is read again: each later reading
+           is compared with the first, text by text.
 
 Reading (:func:`load_vectors`) checks the encoder and the texts: where the text file is byte for byte the one that was
-embedded that is one hash of a file, else the texts asked for are hashed. Nothing missing becomes a zero row. Generated
-JDs are read only if ``girl generate`` wrote them from the CVs that their seekers have now (their manifest says so).
+embedded that is one hash of a file, else the texts asked for are hashed. Nothing missing becomes a zero row. Memory is
+that of the vectors asked for and a few dozen bytes for each. Generated JDs are read only if ``girl generate`` wrote
+them from the CVs that their seekers have now (their manifest says so). Those of one's own, without a manifest, may be
+in any order, for which all of them are held in memory.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
+import mmap
+import re
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+import zipfile
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from filelock import FileLock
+from pyarrow import csv
 from tqdm import tqdm
 
 from girl_recbole.atomic import (
     DatasetFiles,
     atomic_write,
     iter_docs,
+    iter_generated,
+    iter_ids,
     read_generated,
-    read_interactions,
-    read_table,
-    write_table,
 )
 from girl_recbole.encoder import Encoder, encoder_folder, encoder_hash, encoder_slug
 from girl_recbole.errors import ConfigError, DataError, some_of
-from girl_recbole.manifest import file_hash, manifest_path, read_manifest, text_hash, write_manifest
+from girl_recbole.manifest import TextDigest, file_hash, manifest_path, read_manifest, text_hash, write_manifest
+from girl_recbole.shards import KEY_BYTES, as_keys, key_of
 
 __all__ = ["EmbedConfig", "StaleVectors", "embed", "load_vectors", "read_texts"]
 
 _log = logging.getLogger(__name__)
-_CHUNK_TEXTS = 512  # texts between two commits of work in progress, at most
+_BLOCK_TEXTS = 16_384  # texts that are held, and sorted by length, at a time, at most
+_BLOCK_CHARACTERS = 16_000_000  # and characters
+_CHUNK_TEXTS = 2048  # texts between two commits of work in progress, at most
 _CHUNK_CHARACTERS = 4_000_000  # and characters, so that the tokens of long documents fit in memory
+_PIECE_BYTES = 1 << 25  # of vectors that are copied at a time
+_IDS = 1 << 20  # ids between two reductions to distinct ones
+_ROWS = 256  # documents looked up at a time
 _ATTEMPTS = 3  # readings of text files that change while they are read or encoded
 
 
@@ -73,24 +97,8 @@ class StaleVectors(DataError):
     """Vectors that are missing or made from something else, and that `girl embed` can make."""
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """The texts of one kind, row by row."""
-
-    ids: list[str]
-    samples: list[int] | None
-    texts: list[str]
-    hashes: list[str]
-    source_sha256: str  # of the file that they were read from
-
-
-@dataclass(frozen=True)
-class _Matrix:
-    """A committed matrix and its table of rows."""
-
-    vectors: np.ndarray
-    table: pd.DataFrame
-    manifest: dict
+class _Changed(Exception):
+    """The texts of a kind are not those of the reading before."""
 
 
 def embed(files: DatasetFiles, config: EmbedConfig, kinds: Iterable[str] | None = None) -> dict:
@@ -102,43 +110,44 @@ def embed(files: DatasetFiles, config: EmbedConfig, kinds: Iterable[str] | None 
     started = time.monotonic()
     if config.n_generated < 1:
         raise ConfigError(f"n_generated: {config.n_generated} generated JDs a seeker; at least 1 is required.")
-    kinds = list(kinds) if kinds is not None else ["cv", "jd", *_generated_kinds(files)]
+    kinds = list(dict.fromkeys(kinds)) if kinds is not None else ["cv", "jd", *_generated_kinds(files)]
     encoder_sha256 = encoder_hash(encoder_folder(config.encoder))
     folder = _folder(files, config)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         old = _committed(folder, config, encoder_sha256)
-        committed = _index((matrix.vectors, matrix.table) for matrix in old.values())
         for _ in range(_ATTEMPTS):
-            rows = {kind: _rows(files, kind, config, old.get(kind)) for kind in kinds}
-            present = {key: text for row in rows.values() for key, text in zip(row.hashes, row.texts, strict=True)}
-            known, fresh = _encode_missing(folder, config, encoder_sha256, present, committed, kinds)
-            changed = [kind for kind, row in rows.items() if row.source_sha256 != file_hash(_source(files, kind))]
-            if not changed:
+            texts = _Texts(files, config, encoder_sha256, kinds, old)
+            try:
+                places = _Places(texts.keys, old.values())
+                fresh = _encode_missing(folder, config, encoder_sha256, texts, places)
+                texts.check_sources()
+                for kind in kinds:
+                    _commit(folder, config, encoder_sha256, kind, texts, places, old.get(kind), started)
                 break
-            _log.warning("%s changed while it was embedded; it is read again.", _source(files, changed[0]).name)
+            except _Changed as change:
+                changed = _source(files, str(change))
+                _log.warning("%s changed while it was embedded; it is read again.", changed.name)
         else:
             raise DataError(
-                f"{_source(files, changed[0])}: changed {_ATTEMPTS} times while it was embedded. Wait until it is "
-                f"written, then run `{_embed_command(files, config)}`."
+                f"{changed}: changed {_ATTEMPTS} times while it was embedded. Wait until it is written, then run "
+                f"`{_embed_command(files, config)}`."
             )
-        for kind, row in rows.items():
-            _commit(folder, config, encoder_sha256, kind, row, known, old.get(kind), started)
         _drop_progress(files, folder, config, encoder_sha256, kinds)
-    truncated = sum(bool(known[key][2]) for key in present)
+    count, truncated = len(texts.keys), int(places.cut.sum())
     if truncated:
         _log.warning(
             "%s: %d of %d texts are longer than %d window(s) of the encoder and were cut; text_windows: N keeps more.",
-            files.name, truncated, len(present), config.text_windows,
+            files.name, truncated, count, config.text_windows,
         )  # fmt: skip
     return {
         "dataset": files.name,
         "encoder": config.encoder,
         "folder": str(folder),
-        "rows": {kind: len(row.ids) for kind, row in rows.items()},
-        "texts": len(present),
+        "rows": {kind: rows.stop - rows.start for kind, rows in texts.rows.items()},
+        "texts": count,
         "encoded": fresh,
-        "reused": len(present) - fresh,
+        "reused": count - fresh,
         "truncated": truncated,
         "wall_time_s": round(time.monotonic() - started, 3),
     }
@@ -153,19 +162,10 @@ def load_vectors(
     for an id that has no text or too few generated JDs.
     """
     matrix = _fresh(files, config, kind)
-    key = "user_id" if kind != "jd" else "item_id"
-    table = matrix.table
-    if "sample" not in table:
-        row = pd.Series(np.arange(len(table)), index=table[key]).reindex(ids)
-        rows = row.to_numpy()[:, None]
-    else:
-        wanted = pd.MultiIndex.from_product([list(ids), range(n_samples)])
-        index = pd.MultiIndex.from_arrays([table[key], table["sample"].astype(int)])
-        rows = pd.Series(np.arange(len(table)), index=index).reindex(wanted).to_numpy().reshape(len(ids), n_samples)
-    missing = [ids[i] for i in np.flatnonzero(np.isnan(rows.astype(np.float64)).any(axis=1))]
+    rows = matrix.find(ids, n_samples)
+    missing = [ids[i] for i in np.flatnonzero((rows < 0).any(axis=1))]
     if missing:
         _explain_missing(files, config, kind, missing, len(ids), n_samples)
-    rows = rows.astype(np.int64)
     _check_texts(files, config, kind, ids, matrix, rows)
     return _gather_mean(matrix.vectors, rows)
 
@@ -177,21 +177,11 @@ def read_texts(
 
     An id without a text is left out. Raises ``DataError`` naming the ids whose text is empty or white space.
     """
-    path = _source(files, kind)
-    wanted = None if ids is None else set(ids)
     if kind.startswith("gen."):
         _check_generated(files, kind)
-        generated = read_generated(path)
-        texts = {user: t[:n_samples] for user, t in generated.items() if wanted is None or user in wanted}
-    else:
-        texts = {key: [text] for key, text in iter_docs(path) if wanted is None or key in wanted}
-    empty = [key for key, several in texts.items() if not all(text.strip() for text in several)]
-    if empty:
-        what = {"cv": "CV", "jd": "JD"}.get(kind, "generated JD")
-        raise DataError(
-            f"{path}: {len(empty)} of {len(texts)} ids have an empty {what} (first: {some_of(empty)}); a text is "
-            f"required for each. Write the texts, or leave these ids out of {files.inter.name}."
-        )
+    wanted = None if ids is None else _sorted_keys(ids)
+    texts = {key: several for key, _, several in _stream(files, kind, wanted, n_samples)}
+    _refuse_empty(files, kind, [key for key, several in texts.items() if any(map(_blank, several))], len(texts))
     return texts
 
 
@@ -206,6 +196,208 @@ def _source(files: DatasetFiles, kind: str) -> Path:
     if kind.startswith("gen.") and len(kind) > len("gen."):
         return files.gdoc(kind.removeprefix("gen."))
     raise ConfigError(f"unknown kind of text {kind!r}; known: cv, jd and gen.<generator>.")
+
+
+def _column(kind: str) -> str:
+    return "item_id" if kind == "jd" else "user_id"
+
+
+def _stream(
+    files: DatasetFiles, kind: str, wanted: np.ndarray | None, n_samples: int | None
+) -> Iterator[tuple[str, int, list[str]]]:
+    """(id, place of its key in ``wanted``, its first n_samples texts) in file order. ``wanted``: sorted keys of ids;
+    None: all, with place -1."""
+    path = _source(files, kind)
+    if not kind.startswith("gen."):
+        docs = ((key, [text]) for key, text in iter_docs(path))
+    elif manifest_path(path).exists():
+        docs = iter_generated(path)
+    else:
+        docs = iter(read_generated(path).items())
+    if wanted is None:
+        yield from ((key, -1, texts[:n_samples]) for key, texts in docs)
+        return
+    while block := list(islice(docs, _ROWS)):
+        where = _find(wanted, as_keys(key_of(key) for key, _ in block))
+        for (key, texts), place in zip(block, where.tolist(), strict=True):
+            if place >= 0:
+                yield key, place, texts[:n_samples]
+
+
+def _find(held: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """The place of each of ``keys`` in ``held``, which is sorted; -1 where it is not there."""
+    if not len(held):
+        return np.full(len(keys), -1)
+    at = np.minimum(np.searchsorted(held, keys), len(held) - 1)
+    return np.where(held[at] == keys, at, -1)
+
+
+def _sorted_keys(ids: Iterable[str]) -> np.ndarray:
+    """The distinct keys of ids, sorted."""
+    found, more = as_keys(b""), bytearray()
+    for key in ids:
+        more += key_of(key)
+        if len(more) == _IDS * KEY_BYTES:
+            found, more = np.unique(np.concatenate([found, as_keys(more)])), bytearray()
+    return np.unique(np.concatenate([found, as_keys(more)]))
+
+
+class _Texts:
+    """What is held of the texts of some kinds: U distinct ones in N rows, the rows of a kind after those of another.
+
+    ``keys`` (U,) sorted; ``length`` (U,) characters; ``first`` (U,) the first row that holds it; ``which`` (N,) the
+    text of each row, as a number below U; ``rows`` and ``digests`` of each kind, the latter of its ids and texts.
+    """
+
+    def __init__(self, files: DatasetFiles, config: EmbedConfig, encoder_sha256: str, kinds: Sequence[str], old: dict):
+        """Read all texts. ``DataError`` for an id of NAME.inter without a text, and for a text that is blank."""
+        self._files, self._config, self._encoder_sha256 = files, config, encoder_sha256
+        self._wanted: dict[str, np.ndarray | None] = {}
+        self.rows: dict[str, range] = {}
+        self.samples: dict[str, int] = {}  # of an id, at most
+        self.held: dict[str, int] = {}  # of an id, the most that are there
+        self.digests: dict[str, str] = {}
+        self.sources: dict[str, str] = {}
+        keys, lengths = bytearray(), array("i")
+        for kind in kinds:
+            held = (old[kind].manifest["samples"] or 0) if kind in old else 0
+            self.samples[kind] = max(config.n_generated, held)
+            start = len(lengths)
+            self._read(kind, keys, lengths)
+            self.rows[kind] = range(start, len(lengths))
+        each = as_keys(keys)
+        self.keys = np.unique(each)
+        self.which = np.empty(len(each), np.int32)
+        for at in range(0, len(each), _IDS):
+            self.which[at : at + _IDS] = np.searchsorted(self.keys, each[at : at + _IDS])
+        self.first = np.empty(len(self.keys), np.int32)
+        self.first[self.which[::-1]] = np.arange(len(each) - 1, -1, -1, dtype=np.int32)  # the last that is set stays
+        self.length = np.frombuffer(lengths, np.int32)[self.first]
+
+    def _read(self, kind: str, keys: bytearray, lengths: array) -> None:
+        """Append the keys and lengths of a kind's texts."""
+        files, source = self._files, _source(self._files, kind)
+        self.sources[kind] = file_hash(source) if source.exists() else ""
+        if kind.startswith("gen."):
+            _check_generated(files, kind)
+        needed = None if self._config.embed_all else _sorted_keys(iter_ids(files.inter, _column(kind)))
+        self._wanted[kind] = needed
+        seen = np.zeros(0 if needed is None else len(needed), bool)
+        digest, count, held, empty, bad = self._digest(), 0, 0, [], []
+        for key, place, texts in _stream(files, kind, needed, self.samples[kind]):
+            count, held = count + 1, max(held, len(texts))
+            if len(key.split()) != 1 or "\0" in key:
+                bad.append(repr(key))
+            for sample, text in enumerate(texts):
+                _add_row(digest, key, sample, of := key_of(text))
+                keys += of
+                lengths.append(len(text))
+            if any(map(_blank, texts)):
+                empty.append(key)
+            if needed is not None:
+                seen[place] = True
+        _refuse_empty(files, kind, empty, count)
+        if bad:
+            raise DataError(
+                f"{source}: {len(bad)} of {count} ids are empty or hold white space or NUL (first: {some_of(bad)})."
+            )
+        if not seen.all():
+            lost = needed[~seen]
+            missing = _first_of(iter_ids(files.inter, _column(kind)), lost)
+            if not kind.startswith("gen."):
+                raise DataError(_no_text(files, kind, missing, len(lost), len(needed)))
+            _log.warning("%s: %d of %d seekers have no generated JD.", source, len(lost), len(needed))
+        self.digests[kind], self.held[kind] = digest.hexdigest()[:16], held
+
+    def missing(self, without: np.ndarray) -> Iterator[tuple[int, str]]:
+        """(number, text) of the distinct texts ``without`` (U,) bool, each where it comes first; ``_Changed`` if a file
+        is not what it was."""
+        wanted = np.zeros(len(self.which), bool)
+        wanted[self.first[without]] = True
+        for kind, rows in self.rows.items():
+            if not wanted[rows.start : rows.stop].any():
+                continue
+            for row, text in zip(rows, self._texts_of(kind), strict=False):
+                if wanted[row]:
+                    number = int(self.which[row])
+                    if as_keys(key_of(text)) != self.keys[number : number + 1]:
+                        raise _Changed(kind)
+                    wanted[row] = False
+                    yield number, text
+            if wanted[rows.start : rows.stop].any():
+                raise _Changed(kind)
+
+    def _texts_of(self, kind: str) -> Iterator[str]:
+        stream = _stream(self._files, kind, self._wanted[kind], self.samples[kind])
+        return chain.from_iterable(texts for _, _, texts in stream)
+
+    def table(self, kind: str) -> Iterator[tuple[str, int, int, bytes]]:
+        """(id, sample, number of the text, its key) row by row; ``_Changed`` if the file is not what it was."""
+        digest, row = self._digest(), self.rows[kind].start
+        for key, _, texts in _stream(self._files, kind, self._wanted[kind], self.samples[kind]):
+            for sample, text in enumerate(texts):
+                _add_row(digest, key, sample, of := key_of(text))
+                if row == self.rows[kind].stop:
+                    raise _Changed(kind)
+                yield key, sample, int(self.which[row]), of
+                row += 1
+        if digest.hexdigest()[:16] != self.digests[kind]:
+            raise _Changed(kind)
+
+    def check_sources(self) -> None:
+        """``_Changed`` if a file is not the one that was read."""
+        for kind, sha256 in self.sources.items():
+            path = _source(self._files, kind)
+            if not path.exists() or file_hash(path) != sha256:
+                raise _Changed(kind)
+
+    def _digest(self) -> TextDigest:
+        digest = TextDigest()
+        digest.add(self._encoder_sha256)
+        return digest
+
+
+def _add_row(digest: TextDigest, key: str, sample: int, of: bytes) -> None:
+    digest.add(key)
+    digest.add(f"{sample} {of.hex()}")
+
+
+def _blank(text: str) -> bool:
+    return not text or text.isspace()
+
+
+def _first_of(ids: Iterable[str], lost: np.ndarray) -> list[str]:
+    """The first ids whose keys are in ``lost``, which is sorted: as many as an error names."""
+    ids, found = iter(ids), {}
+    while len(found) < 3 and (block := list(islice(ids, _ROWS))):
+        where = _find(lost, as_keys(map(key_of, block)))
+        found |= dict.fromkeys(key for key, place in zip(block, where, strict=True) if place >= 0)
+    return list(found)[:3]
+
+
+def _refuse_empty(files: DatasetFiles, kind: str, empty: Sequence[str], of: int) -> None:
+    if empty:
+        what = {"cv": "CV", "jd": "JD"}.get(kind, "generated JD")
+        raise DataError(
+            f"{_source(files, kind)}: {len(empty)} of {of} ids have an empty {what} (first: {some_of(empty)}); a text "
+            f"is required for each. Write the texts, or leave these ids out of {files.inter.name}."
+        )
+
+
+def _no_text(files: DatasetFiles, kind: str, first: Sequence[str], missing: int, of: int) -> str:
+    people, text = ("jobs", "JD") if kind == "jd" else ("seekers", "CV")
+    return (
+        f"{_source(files, kind)}: {missing} of {of} {people} have no {text} (first: {_named(first, missing)}); "
+        f"one each is required. Add them to {_source(files, kind).name}, or take these ids out of {files.inter.name}."
+    )
+
+
+def _named(first: Sequence[str], count: int) -> str:
+    """As :func:`some_of` says it, of ``count`` ids of which the first are known."""
+    return ", ".join(first[:3]) + (f" and {count - 3} more" if count > 3 else "")
+
+
+# --------------------------------------------------------------------------------------------------- generated JDs
 
 
 def _check_generated(files: DatasetFiles, kind: str) -> None:
@@ -227,15 +419,32 @@ def _check_generated(files: DatasetFiles, kind: str) -> None:
         )
     if manifest.get("inputs", {}).get(files.udoc.name) == file_hash(files.udoc):
         return
-    users = list(read_generated(path))  # the CVs of seekers without generated JDs may change
-    wanted = set(users)
-    cvs = {user: cv for user, cv in iter_docs(files.udoc) if user in wanted}
-    gone = [user for user in users if user not in cvs]
-    if gone or manifest.get("source") != text_hash(*(part for user in users for part in (user, cvs[user]))):
-        what = f"{len(gone)} seekers have no CV any more (first: {some_of(gone)})" if gone else "other CVs"
+    users = as_keys(key_of(user) for user, _ in iter_generated(path))  # the CVs of seekers without JDs may change
+    order = np.argsort(users).astype(np.int32)
+    wanted = users[order]
+    seen = np.zeros(len(wanted), bool)
+    for _, place, _ in _stream(files, "cv", wanted, 1):
+        seen[place] = True
+    gone = int((~seen).sum())
+    if gone or manifest.get("source") != _source_of(files, wanted, order):
+        first = _first_of((user for user, _ in iter_generated(path)), wanted[~seen]) if gone else []
+        what = f"{gone} seekers have no CV any more (first: {_named(first, gone)})" if gone else "other CVs"
         raise DataError(
             f"{path}: stale: {files.udoc.name} has changed since these JDs were generated: {what}. Run `{rebuild}`."
         )
+
+
+def _source_of(files: DatasetFiles, wanted: np.ndarray, order: np.ndarray) -> str:
+    """The hash of ids and CVs in the order of the generated JDs, where ``wanted[k]`` is that of number ``order[k]``. A
+    CV is held only until those before it have come: none, where NAME.udoc has that order."""
+    digest, due, early = TextDigest(), 0, {}
+    for user, place, (cv,) in _stream(files, "cv", wanted, 1):
+        early[int(order[place])] = user, cv
+        while due in early:
+            for part in early.pop(due):
+                digest.add(part)
+            due += 1
+    return digest.hexdigest()
 
 
 @functools.cache
@@ -248,103 +457,156 @@ def _generated_kinds(files: DatasetFiles) -> list[str]:
     return ["gen." + path.name.removeprefix(f"{files.name}.").removesuffix(".gdoc") for path in found]
 
 
-def _rows(files: DatasetFiles, kind: str, config: EmbedConfig, old: _Matrix | None) -> _Rows:
-    """The texts of a kind in file order. An id of NAME.inter without a CV or a JD is an error."""
-    source = _source(files, kind)
-    source_sha256 = file_hash(source) if source.exists() else ""
-    column = "item_id" if kind == "jd" else "user_id"
-    needed = None if config.embed_all else pd.unique(read_interactions(files.inter)[column])
-    held = (old.manifest["samples"] or 0) if old else 0
-    texts = read_texts(files, kind, needed, max(config.n_generated, held))
-    if needed is not None and len(texts) < len(needed):
-        missing = [key for key in needed if key not in texts]
-        if not kind.startswith("gen."):
-            raise DataError(_no_text(files, kind, missing, len(needed)))
-        _log.warning("%s: %d of %d seekers have no generated JD.", source, len(missing), len(needed))
-    ids = [key for key, several in texts.items() for _ in several]
-    samples = [n for several in texts.values() for n in range(len(several))] if kind.startswith("gen.") else None
-    flat = [text for several in texts.values() for text in several]
-    return _Rows(ids, samples, flat, [text_hash(text) for text in flat], source_sha256)
-
-
-def _no_text(files: DatasetFiles, kind: str, missing: Sequence[str], of: int) -> str:
-    people, text = ("jobs", "JD") if kind == "jd" else ("seekers", "CV")
-    return (
-        f"{_source(files, kind)}: {len(missing)} of {of} {people} have no {text} (first: {some_of(missing)}); "
-        f"one each is required. Add them to {_source(files, kind).name}, or take these ids out of {files.inter.name}."
-    )
-
-
 # -------------------------------------------------------------------------------------------------------- encoding
 
 
-def _index(sources: Iterable[tuple[np.ndarray, pd.DataFrame]]) -> dict[str, tuple[np.ndarray, int, bool]]:
-    """text hash -> (matrix, row, was the text cut)."""
-    known: dict[str, tuple[np.ndarray, int, bool]] = {}
-    for vectors, table in sources:
-        cut = table["truncated"].to_numpy() > 0
-        for row, (key, truncated) in enumerate(zip(table["text_hash"], cut, strict=True)):
-            known.setdefault(key, (vectors, row, truncated))
-    return known
+class _Places:
+    """Where the vector of each distinct text is: ``source`` (U,) a number, -1 where there is none yet; ``row`` (U,) in
+    that source; ``cut`` (U,) whether the text was longer than its windows."""
+
+    def __init__(self, keys: np.ndarray, matrices: Iterable[_Matrix]):
+        self._keys = keys
+        self._sources: list[np.ndarray | Path] = []
+        self.source, self.row = np.full(len(keys), -1, np.int32), np.zeros(len(keys), np.int32)
+        self.cut = np.zeros(len(keys), bool)
+        for matrix in matrices:
+            self._sources.append(matrix.vectors)
+            start = 0
+            for block in matrix.blocks():
+                self._add(block.keys, block.cut, start)
+                start += len(block.keys)
+
+    def add_chunk(self, path: Path) -> None:
+        self._sources.append(path)
+        with np.load(path) as chunk:
+            self._add(chunk["keys"], chunk["truncated"], 0)
+
+    def _add(self, keys: np.ndarray, cut: np.ndarray, start: int) -> None:
+        """The rows ``start`` and following of the last source are the vectors of ``keys``; what is known stays."""
+        at = _find(self._keys, keys)
+        new = np.flatnonzero(at >= 0)
+        new = new[self.source[at[new]] < 0]
+        at = at[new]
+        self.source[at], self.row[at], self.cut[at] = len(self._sources) - 1, start + new, cut[new]
+
+    def gather(self, numbers: np.ndarray) -> np.ndarray:
+        """(len(numbers), D) float16 vectors of distinct texts."""
+        source, row, out = self.source[numbers], self.row[numbers], None
+        for number in np.unique(source):
+            here = np.flatnonzero(source == number)
+            vectors = _take(self._sources[number], row[here])
+            out = np.empty((len(numbers), vectors.shape[1]), np.float16) if out is None else out
+            out[here] = vectors
+        return out
+
+    def dimension(self) -> int:
+        return self.gather(np.zeros(1, np.int64)).shape[1] if len(self._keys) else 0
 
 
-def _encode_missing(folder: Path, config: EmbedConfig, sha256: str, present: dict[str, str], known: dict, kinds):
-    """Encode the texts in ``present`` that ``known`` lacks. Returns known plus them, and how many they were."""
+def _take(source: np.ndarray | Path, rows: np.ndarray) -> np.ndarray:
+    """Rows of a mapped matrix or of a chunk, copied; of what was read of the matrix nothing stays in memory."""
+    if isinstance(source, Path):
+        with np.load(source) as chunk:
+            return chunk["vectors"][rows]
+    taken = np.asarray(source[rows])
+    source.base.madvise(mmap.MADV_DONTNEED)
+    return taken
+
+
+def _encode_missing(folder: Path, config: EmbedConfig, sha256: str, texts: _Texts, places: _Places) -> int:
+    """Encode the texts that ``places`` lacks, into chunks, and add these to it. Returns how many texts it lacked."""
     progress = _progress(folder, config, sha256)
-    plan = _plan({key: text for key, text in present.items() if key not in known})
-    fresh = sum(map(len, plan))
-    done = {path.stem: path for path in sorted(progress.glob("*.npz"))}
-    names = [text_hash(*chunk)[:32] for chunk in plan]
-    if not done.keys() <= set(names):  # chunks of another plan: texts changed meanwhile, or the commit was cut short
-        known = known | _index(_read_chunk(path) for path in done.values())
-        plan = _plan({key: text for key, text in present.items() if key not in known})
-        names, done = [text_hash(*chunk)[:32] for chunk in plan], {}
-    if set(names) - set(done):
-        encoder = Encoder(
-            config.encoder,
-            max_tokens=config.max_text_tokens,
-            windows=config.text_windows,
-            precision=config.encoder_precision,
-        )
-        total = sum(map(len, plan))
+    done = {path.stem: path for path in sorted(progress.glob("*.npz")) if _is_whole(path)}
+    plan = _plan(texts, places)
+    fresh = sum(len(chunk) for block in plan for chunk in block)
+    names = [[_name(texts, chunk) for chunk in block] for block in plan]
+    if not done.keys() <= set(
+        chain.from_iterable(names)
+    ):  # of another plan: texts changed, or the commit was cut short
+        for path in done.values():
+            places.add_chunk(path)
+        plan = _plan(texts, places)
+        names, done = [[_name(texts, chunk) for chunk in block] for block in plan], {}
+    total = sum(len(chunk) for block in plan for chunk in block)
+    if not set(chain.from_iterable(names)) <= done.keys():
+        encoder = _make_encoder(config)
+        stream = texts.missing(places.source < 0)
         with tqdm(total=total, desc=f"embed ({config.encoder})", unit="text", leave=False) as bar:
-            for name, chunk in zip(names, plan, strict=True):
-                if name in done:
-                    bar.update(len(chunk))
-                    continue
-                vectors, truncated = encoder.encode(
-                    [present[key] for key in chunk], batch_tokens=config.encoder_batch_tokens, done=bar.update
-                )
-                with atomic_write(progress / f"{name}.npz", "wb") as file:
-                    np.savez(
-                        file,
-                        keys=np.array(chunk),
-                        vectors=vectors.astype(np.float16),
-                        truncated=truncated,
-                        kinds=np.array(kinds),
+            for block, block_names in zip(plan, names, strict=True):
+                held = dict(islice(stream, sum(map(len, block))))
+                for name, chunk in zip(block_names, block, strict=True):
+                    if name in done:
+                        bar.update(len(chunk))
+                        continue
+                    vectors, truncated = encoder.encode(
+                        [held[number] for number in chunk.tolist()],
+                        batch_tokens=config.encoder_batch_tokens,
+                        done=bar.update,
                     )
-    return known | _index(_read_chunk(progress / f"{name}.npz") for name in names), fresh
+                    with atomic_write(progress / f"{name}.npz", "wb") as file:
+                        np.savez(
+                            file,
+                            keys=texts.keys[chunk],
+                            vectors=vectors.astype(np.float16),
+                            truncated=truncated,
+                            kinds=np.array(list(texts.rows)),
+                        )
+    for name in chain.from_iterable(names):
+        places.add_chunk(progress / f"{name}.npz")
+    return fresh
 
 
-def _plan(texts: dict[str, str]) -> list[list[str]]:
-    """Chunks of text hashes, longest texts first: texts of one length share batches. A function of the texts alone."""
-    chunks, characters = [], 0
-    for key in sorted(texts, key=lambda key: (-len(texts[key]), key)):
-        characters += len(texts[key])
-        if not chunks or len(chunks[-1]) == _CHUNK_TEXTS or characters > _CHUNK_CHARACTERS:
-            chunks.append([])
-            characters = len(texts[key])
-        chunks[-1].append(key)
-    return chunks
+def _make_encoder(config: EmbedConfig) -> Encoder:
+    return Encoder(
+        config.encoder,
+        max_tokens=config.max_text_tokens,
+        windows=config.text_windows,
+        precision=config.encoder_precision,
+    )
 
 
-def _read_chunk(path: Path) -> tuple[np.ndarray, pd.DataFrame]:
-    with np.load(path) as chunk:
-        return chunk["vectors"], pd.DataFrame({"text_hash": chunk["keys"], "truncated": chunk["truncated"]})
+def _plan(texts: _Texts, places: _Places) -> list[list[np.ndarray]]:
+    """Blocks of the texts without a vector, in the order in which they come, each in chunks, longest texts first: texts
+    of one length share batches. A function of the texts and their order alone."""
+    missing = np.flatnonzero(places.source < 0).astype(np.int32)
+    missing = missing[np.argsort(texts.first[missing])]
+    blocks = []
+    for block in _cut(missing, texts.length, _BLOCK_TEXTS, _BLOCK_CHARACTERS):
+        longest_first = block[np.lexsort((block, -texts.length[block]))]  # of equal lengths by key: keys are sorted
+        blocks.append(_cut(longest_first, texts.length, _CHUNK_TEXTS, _CHUNK_CHARACTERS))
+    return blocks
+
+
+def _cut(numbers: np.ndarray, length: np.ndarray, most: int, most_characters: int) -> list[np.ndarray]:
+    """``numbers`` in parts of at most ``most`` texts and, but for a single text, ``most_characters``."""
+    total, parts, at = np.cumsum(length[numbers], dtype=np.int64), [], 0
+    while at < len(numbers):
+        before = total[at - 1] if at else 0
+        end = int(np.searchsorted(total, before + most_characters, side="right"))
+        parts.append(numbers[at : max(at + 1, min(end, at + most))])
+        at += len(parts[-1])
+    return parts
+
+
+def _name(texts: _Texts, chunk: np.ndarray) -> str:
+    return hashlib.sha256(texts.keys[chunk].tobytes()).hexdigest()[:32]
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a chunk can be read; one that cannot is removed."""
+    try:
+        with zipfile.ZipFile(path) as chunk:
+            bad = chunk.testzip()
+    except (zipfile.BadZipFile, EOFError) as error:
+        bad = str(error)
+    if bad:
+        _log.warning("%s: a corrupt chunk of work in progress (%s); its texts are encoded again.", path, bad)
+        path.unlink()
+    return not bad
 
 
 def _progress(folder: Path, config: EmbedConfig, sha256: str) -> Path:
-    return folder / "progress" / text_hash(sha256, config.encoder_precision)[:16]
+    return folder / "progress" / text_hash("keys of 16 bytes", sha256, config.encoder_precision)[:16]
 
 
 def _drop_progress(files: DatasetFiles, folder: Path, config: EmbedConfig, sha256: str, kinds: Sequence[str]) -> None:
@@ -367,6 +629,72 @@ def _drop_progress(files: DatasetFiles, folder: Path, config: EmbedConfig, sha25
 # --------------------------------------------------------------------------------------------------- files on disk
 
 
+@dataclass(frozen=True)
+class _Block:
+    """Consecutive rows of a matrix's table."""
+
+    ids: list[str]
+    samples: np.ndarray  # (rows,) int64, zeros where there is one text an id
+    keys: np.ndarray  # (rows,) of the texts
+    cut: np.ndarray  # (rows,) bool
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """A committed matrix and its table of rows, both mapped: they stay readable when others take their place."""
+
+    vectors: np.ndarray  # (rows, D) float16
+    manifest: dict
+    _table: mmap.mmap
+
+    @functools.cached_property
+    def table(self) -> pd.DataFrame:
+        """All of the table, in memory."""
+        return pa.Table.from_batches(self.batches()).to_pandas()
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The table, streaming; ``ValueError`` where it is none."""
+        self._table.seek(0)
+        fields = [field.partition(":") for field in self._table.readline().decode().rstrip("\n").split("\t")]
+        types = {name: pa.float64() if kind == "float" else pa.string() for name, _, kind in fields}
+        if not {"text_hash", "truncated"} <= types.keys() or self._table[-1:] != b"\n":
+            raise ValueError("no whole table of rows")
+        if self._table.tell() == len(self._table):
+            return
+        blocks = csv.open_csv(
+            pa.BufferReader(self._table),
+            read_options=csv.ReadOptions(use_threads=False, column_names=list(types), skip_rows=1),
+            parse_options=csv.ParseOptions(delimiter="\t", quote_char=False, ignore_empty_lines=False),
+            convert_options=csv.ConvertOptions(column_types=types, strings_can_be_null=False),
+        )
+        for batch in blocks:
+            yield batch
+            self._table.madvise(mmap.MADV_DONTNEED)
+
+    def blocks(self) -> Iterator[_Block]:
+        """The table, streaming."""
+        for batch in self.batches():
+            ids, columns = batch.column(0).to_pylist(), dict(zip(batch.schema.names, batch.columns, strict=True))
+            samples = columns["sample"].to_numpy().astype(np.int64) if "sample" in columns else np.zeros(len(ids), int)
+            keys = pc.utf8_slice_codeunits(columns["text_hash"], 0, 2 * KEY_BYTES).to_pylist()
+            yield _Block(ids, samples, as_keys(bytes.fromhex("".join(keys))), columns["truncated"].to_numpy() > 0)
+
+    def keys(self) -> np.ndarray:
+        """(rows,) keys of the texts."""
+        return as_keys(block.keys.tobytes() for block in self.blocks())
+
+    def find(self, ids: Sequence[str], n_samples: int) -> np.ndarray:
+        """(len(ids), n_samples) int64: the rows of the first samples of each of ``ids``, -1 where there is none."""
+        asked, which = np.unique(as_keys(map(key_of, ids)), return_inverse=True)
+        rows, start = np.full((len(asked), n_samples), -1), 0
+        for block in self.blocks():
+            place = _find(asked, as_keys(map(key_of, block.ids)))
+            hits = np.flatnonzero((place >= 0) & (block.samples < n_samples))
+            rows[place[hits], block.samples[hits]] = start + hits
+            start += len(block.ids)
+        return rows[which]
+
+
 def _folder(files: DatasetFiles, config: EmbedConfig) -> Path:
     slug = encoder_slug(config.encoder)
     if config.max_text_tokens is not None:
@@ -387,36 +715,34 @@ def _identity(config: EmbedConfig, sha256: str) -> dict:
     }
 
 
-def _commit(folder, config, sha256, kind, row: _Rows, known, old: _Matrix | None, started) -> None:
-    digest = text_hash(sha256, *row.ids, *row.hashes)[:16]
-    if old and old.manifest["digest"] == digest and old.manifest["source_sha256"] == row.source_sha256:
+def _commit(
+    folder: Path, config: EmbedConfig, sha256: str, kind: str, texts: _Texts, places: _Places, old: _Matrix | None,
+    started: float,
+) -> None:  # fmt: skip
+    rows, digest = texts.rows[kind], texts.digests[kind]
+    if old and old.manifest["digest"] == digest and old.manifest["source_sha256"] == texts.sources[kind]:
         return
     matrix_path, table_path = folder / f"{kind}-{digest}.npy", folder / f"{kind}-{digest}.ids"
-    columns = {"item_id" if kind == "jd" else "user_id": (row.ids, "token")}
-    if row.samples is not None:
-        columns["sample"] = (row.samples, "float")
-    columns["text_hash"] = (row.hashes, "token")
-    columns["truncated"] = ([int(known[key][2]) for key in row.hashes], "float")
+    which = texts.which[rows.start : rows.stop]
     if not (old and old.manifest["digest"] == digest):
-        dimension = next(iter(known.values()))[0].shape[1] if known else 0
-        with atomic_write(matrix_path, "wb") as file:
-            header = {"descr": "<f2", "fortran_order": False, "shape": (len(row.hashes), dimension)}
-            np.lib.format.write_array_header_1_0(file, header)
-            for at in range(0, len(row.hashes), 4096):
-                block = [known[key] for key in row.hashes[at : at + 4096]]
-                file.write(np.stack([vectors[place] for vectors, place, _ in block]).astype("<f2").tobytes())
-        frame = pd.DataFrame({name: values for name, (values, _) in columns.items()})
-        write_table(table_path, frame, {name: kind_ for name, (_, kind_) in columns.items()})
+        _write_matrix(matrix_path, which, places)
+        with atomic_write(table_path) as file:
+            sampled = kind.startswith("gen.")
+            middle = "sample:float\t" if sampled else ""
+            file.write(f"{_column(kind)}:token\t{middle}text_hash:token\ttruncated:float\n")
+            for key, sample, number, of in texts.table(kind):
+                middle = f"{sample}\t" if sampled else ""
+                file.write(f"{key}\t{middle}{of.hex()}\t{int(places.cut[number])}\n")
     write_manifest(
         folder / kind,
         "vectors",
         config=asdict(config),
-        source_sha256=row.source_sha256,
+        source_sha256=texts.sources[kind],
         wall_time_s=time.monotonic() - started,
         digest=digest,
-        rows=len(row.ids),
-        samples=None if row.samples is None else max(row.samples, default=-1) + 1,
-        truncated=sum(columns["truncated"][0]),
+        rows=len(rows),
+        samples=texts.held[kind] if kind.startswith("gen.") else None,
+        truncated=int(places.cut[which].sum()),
         **_identity(config, sha256),
     )
     for path in [*folder.glob(f"{kind}-*.npy"), *folder.glob(f"{kind}-*.ids"), *folder.glob(".*.partial")]:
@@ -424,19 +750,29 @@ def _commit(folder, config, sha256, kind, row: _Rows, known, old: _Matrix | None
             path.unlink(missing_ok=True)
 
 
+def _write_matrix(path: Path, which: np.ndarray, places: _Places) -> None:
+    """The vectors of the distinct texts ``which`` (rows,), piece by piece: a file that is written through a memory map
+    would stay in memory."""
+    dimension = places.dimension()
+    step = max(1, _PIECE_BYTES // max(1, 2 * dimension))
+    with atomic_write(path, "wb") as file:
+        header = {"descr": "<f2", "fortran_order": False, "shape": (len(which), dimension)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for at in range(0, len(which), step):
+            file.write(places.gather(which[at : at + step]).astype("<f2", copy=False).data)
+
+
 def _read_matrix(folder: Path, kind: str, manifest: dict) -> _Matrix | None:
-    matrix_path = folder / f"{kind}-{manifest['digest']}.npy"
-    table_path = matrix_path.with_suffix(".ids")
-    if not matrix_path.exists() or not table_path.exists():
-        return None
+    """The matrix that a manifest names; None where it or its table is missing or cut short."""
+    path = folder / f"{kind}-{manifest['digest']}.npy"
     try:
-        vectors = np.load(matrix_path, mmap_mode="r")
-        table = read_table(table_path, required=("text_hash", "truncated"))
-    except (ValueError, OSError):  # cut short by a copy; a DataError is a ValueError
+        vectors = np.load(path, mmap_mode="r")
+        with open(path.with_suffix(".ids"), "rb") as file:
+            matrix = _Matrix(vectors, manifest, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        rows = sum(map(len, matrix.batches()))
+    except (ValueError, OSError):  # cut short by a copy
         return None
-    if len(vectors) != len(table) or len(table) != manifest["rows"]:
-        return None
-    return _Matrix(vectors, table, manifest)
+    return matrix if rows == len(vectors) == manifest["rows"] else None
 
 
 def _committed(folder: Path, config: EmbedConfig, sha256: str) -> dict[str, _Matrix]:
@@ -487,13 +823,12 @@ def _check_texts(files, config, kind, ids, matrix: _Matrix, rows: np.ndarray) ->
     source = _source(files, kind)
     if matrix.manifest["source_sha256"] == file_hash(source):
         return
-    texts = read_texts(files, kind, ids, rows.shape[1])
-    hashes = matrix.table["text_hash"].to_numpy()
-    changed = []
-    for key, places in zip(ids, rows, strict=True):
-        now = [text_hash(text) for text in texts.get(key, ())[: len(places)]]
-        if now != list(hashes[places]):
-            changed.append(key)
+    wanted, first, which = np.unique(as_keys(map(key_of, ids)), return_index=True, return_inverse=True)
+    expected = matrix.keys()[rows[first]]
+    same = np.zeros(len(wanted), bool)
+    for _, place, texts in _stream(files, kind, wanted, rows.shape[1]):
+        same[place] = b"".join(map(key_of, texts)) == expected[place].tobytes()
+    changed = [ids[i] for i in np.flatnonzero(~same[which])]
     if changed:
         raise StaleVectors(
             f"{_folder(files, config) / kind}: {len(changed)} of {len(ids)} texts in {source.name} are not the ones "
@@ -503,8 +838,17 @@ def _check_texts(files, config, kind, ids, matrix: _Matrix, rows: np.ndarray) ->
 
 def _explain_missing(files, config, kind, missing: Sequence[str], of: int, n_samples: int) -> None:
     """Raise what the ids without a vector lack: a text, or only the vector."""
-    texts = read_texts(files, kind, missing, n_samples)
-    short = [key for key in missing if len(texts.get(key, ())) < n_samples]
+    if kind.startswith("gen."):
+        _check_generated(files, kind)
+    wanted, which = np.unique(as_keys(map(key_of, missing)), return_inverse=True)
+    held = np.zeros(len(wanted), np.int64)
+    empty = []
+    for key, place, texts in _stream(files, kind, wanted, n_samples):
+        held[place] = len(texts)
+        if any(map(_blank, texts)):
+            empty.append(key)
+    _refuse_empty(files, kind, empty, int((held > 0).sum()))
+    short = [missing[i] for i in np.flatnonzero(held[which] < n_samples)]
     if short and kind.startswith("gen."):
         lacking = "no generated JD" if n_samples == 1 else f"fewer than {n_samples} generated JDs"
         raise DataError(
@@ -513,7 +857,7 @@ def _explain_missing(files, config, kind, missing: Sequence[str], of: int, n_sam
             f"Run `{_generate_command(files, kind, n_samples)}`."
         )
     if short:
-        raise DataError(_no_text(files, kind, short, of))
+        raise DataError(_no_text(files, kind, short, len(short), of))
     command = _embed_command(files, replace(config, n_generated=n_samples))
     raise StaleVectors(
         f"{_folder(files, config) / kind}: {len(missing)} of {of} ids have a text and no vector "
@@ -523,10 +867,13 @@ def _explain_missing(files, config, kind, missing: Sequence[str], of: int, n_sam
 
 def _gather_mean(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Mean over n of ``vectors[rows[:, n]]``: (len(rows), D) float32, without an (ids, n, D) array."""
-    total = np.zeros((len(rows), vectors.shape[1]), np.float32)
-    for column in rows.T:
-        total += vectors[column]
-    return total / np.float32(rows.shape[1])
+    mean = np.zeros((len(rows), vectors.shape[1]), np.float32)
+    step = max(1, _PIECE_BYTES // max(1, 2 * vectors.shape[1]))
+    for at in range(0, len(rows), step):
+        for column in rows[at : at + step].T:
+            mean[at : at + step] += _take(vectors, column)
+    mean /= np.float32(rows.shape[1])
+    return mean
 
 
 def _embed_command(files: DatasetFiles, config: EmbedConfig) -> str:
@@ -543,5 +890,15 @@ def _embed_command(files: DatasetFiles, config: EmbedConfig) -> str:
 
 
 def _generate_command(files: DatasetFiles, kind: str, n_samples: int = 1) -> str:
-    samples = "" if n_samples == 1 else f" --n={n_samples}"
-    return f"girl generate {files.name} --generator={kind.removeprefix('gen.')}{samples}"
+    """The command that writes the ``.gdoc`` of ``kind``, as its manifest tells it, or, without one, its name."""
+    name = kind.removeprefix("gen.")
+    made = (read_manifest(files.gdoc(name)) or {}).get("config", {})
+    of = re.fullmatch(r"(.+)-best-of-(\d+)", name)
+    generator = made.get("generator") or (of[1] if of else name)
+    best_of = made.get("gen_best_of") or (int(of[2]) if of and not made else 1)
+    said = f"girl generate {files.name} --generator={generator}"
+    for key, usual in (("gen_as", None), ("gen_model", None), ("gen_engine", "local")):
+        value = made.get(key) or usual
+        said += f" --{key}={value}" if value != usual else ""
+    said += f" --gen_best_of={best_of}" if best_of != 1 else ""
+    return said + (f" --n={n_samples}" if n_samples != 1 else "")

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,15 @@ import torch
 from conftest import make_toy
 
 from girl_recbole import embed as embed_module
-from girl_recbole.atomic import iter_docs, read_docs, read_generated, write_docs, write_generated
+from girl_recbole.atomic import (
+    iter_docs,
+    read_docs,
+    read_generated,
+    read_table,
+    write_docs,
+    write_generated,
+    write_table,
+)
 from girl_recbole.config import make_config
 from girl_recbole.embed import EmbedConfig, StaleVectors, embed, load_vectors
 from girl_recbole.encoder import Encoder, encoder_folder, encoder_slug
@@ -314,6 +323,123 @@ def test_a_file_written_while_it_is_embedded_is_read_again(toy, config, monkeypa
         embed(toy, config, kinds=["cv"])
 
 
+@pytest.mark.parametrize("before", ["_encode_missing", "_write_matrix"])
+def test_a_file_written_between_two_readings_is_read_again(toy, config, monkeypatch, caplog, before):
+    docs, real = read_docs(toy.udoc), getattr(embed_module, before)
+    changes = [docs | {"u1": "trade0 word1"}, {user: docs[user] for user in reversed(docs)}]
+
+    def disturbed(*args):
+        if changes:
+            write_docs(toy.udoc, changes.pop().items(), "user")
+        return real(*args)
+
+    monkeypatch.setattr(embed_module, before, disturbed)
+    embed(toy, config, kinds=["cv"])
+    assert caplog.text.count("toy.udoc changed while it was embedded") == 2
+    ids = ["u1", "u200"]
+    expected = Encoder(config.encoder).encode(["trade0 word1", docs["u200"]])[0]
+    np.testing.assert_allclose(load_vectors(toy, config, "cv", ids), expected, atol=2e-3)
+
+
+def test_a_reader_keeps_what_it_has_opened(toy, config):
+    embed(toy, config, kinds=["cv"])
+    before = load_vectors(toy, config, "cv", ["u1", "u7"])
+    matrix = embed_module._fresh(toy, config, "cv")
+    write_docs(toy.udoc, reversed(read_docs(toy.udoc).items()), "user")
+    embed(toy, config, kinds=["cv"])
+    np.testing.assert_array_equal(matrix.vectors[matrix.find(["u1", "u7"], 1)[:, 0]], before.astype(np.float16))
+    assert list(matrix.table.columns) == ["user_id", "text_hash", "truncated"]
+    assert list(matrix.table["user_id"])[:2] == [f"u{n}" for n in range(2)]
+
+
+# -------------------------------------------------------------------------------------------------- bounded memory
+
+
+def test_blocks_chunks_and_pieces_of_any_size_give_the_same_vectors(toy, config, monkeypatch):
+    config = replace(config, n_generated=2)
+    embed(toy, config)
+    kinds = {"cv": 1, "jd": 1, "gen.sft": 2}
+    ids = {kind: list(embed_module.read_texts(toy, kind)) for kind in kinds}
+    whole = {kind: load_vectors(toy, config, kind, ids[kind], n) for kind, n in kinds.items()}
+    tables = [path.read_bytes() for path in sorted(toy.folder.glob("vectors/*/*.ids"))]
+    shutil.rmtree(toy.folder / "vectors")
+    sizes = {
+        "_BLOCK_TEXTS": 70,
+        "_CHUNK_TEXTS": 30,
+        "_CHUNK_CHARACTERS": 900,
+        "_PIECE_BYTES": 1000,
+        "_IDS": 50,
+        "_ROWS": 7,
+    }
+    for name, size in sizes.items():
+        monkeypatch.setattr(embed_module, name, size)
+    embed(toy, config)
+    for kind, n in kinds.items():
+        np.testing.assert_allclose(load_vectors(toy, config, kind, ids[kind], n), whole[kind], atol=2e-3)
+    assert [path.read_bytes() for path in sorted(toy.folder.glob("vectors/*/*.ids"))] == tables
+    lines = next(toy.folder.glob("vectors/*/cv-*.ids")).read_text().splitlines()[1:]
+    assert [line.split("\t")[0] for line in lines] == list(read_docs(toy.udoc))  # the order of the file
+
+
+def test_parts_hold_no_more_than_they_may():
+    """Lengths 9 5 5 4 1 20 1: at most 3 texts and 10 characters, but for the text of 20."""
+    length = np.array([5, 9, 5, 4, 1, 20, 1])
+    numbers = np.array([1, 0, 2, 3, 4, 5, 6])
+    parts = embed_module._cut(numbers, length, 3, 10)
+    assert [part.tolist() for part in parts] == [[1], [0, 2], [3, 4], [5], [6]]
+    assert [part.tolist() for part in embed_module._cut(numbers[:0], length, 3, 10)] == []
+
+
+def test_texts_and_vectors_are_not_held(toy, config):
+    """What embedding and loading hold grows by far less than a text of 2,000 characters."""
+
+    def peak(count):
+        write_docs(toy.udoc, ((f"u{n}", f"trade{n % 4} word{n % 40} {n} " + "x" * 2000) for n in range(count)), "user")
+        every = replace(config, embed_all=True)
+        tracemalloc.start()
+        texts = embed_module._Texts(toy, every, "sha256", ["cv"], {})
+        places = embed_module._Places(texts.keys, [])
+        assert len(embed_module._plan(texts, places)) > 1
+        assert sum(1 for _ in texts.missing(places.source < 0)) == count
+        assert sum(1 for _ in texts.table("cv")) == count
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    monkeypatch = pytest.MonkeyPatch()
+    with monkeypatch.context() as patch:
+        patch.setattr(embed_module, "_BLOCK_TEXTS", 500)
+        small, large = peak(2000), peak(8000)
+    assert (large - small) / 6000 < 300
+
+
+def test_tables_with_whole_hashes_are_read_and_their_vectors_used(toy, config):
+    """As they were written before: SHA-256 in 64 digits."""
+    embed(toy, config)
+    before = load_vectors(toy, config, "cv", ["u3", "u1"])
+    for kind, docs, column in [("cv", read_docs(toy.udoc), "user_id"), ("jd", read_docs(toy.idoc), "item_id")]:
+        path = next(toy.folder.glob(f"vectors/*/{kind}-*.ids"))
+        table = read_table(path)
+        table["text_hash"] = [text_hash(docs[key]) for key in table[column]]
+        write_table(path, table, {column: "token", "text_hash": "token", "truncated": "float"})
+        assert len(path.read_text().splitlines()[1].split("\t")[1]) == 64
+    np.testing.assert_array_equal(load_vectors(toy, config, "cv", ["u3", "u1"]), before)
+    write_docs(toy.udoc, (read_docs(toy.udoc) | {"u2": "word1"}).items(), "user")
+    np.testing.assert_array_equal(load_vectors(toy, config, "cv", ["u3", "u1"]), before)
+    with pytest.raises(StaleVectors, match=r"1 of 3 texts .*first: u2"):
+        load_vectors(toy, config, "cv", ["u3", "u2", "u1"])
+    assert embed(toy, config)["encoded"] == 1
+    np.testing.assert_array_equal(load_vectors(toy, config, "cv", ["u3", "u1"]), before)
+
+
+def test_ids_with_white_space_are_errors(toy, config):
+    toy.udoc.write_text(toy.udoc.read_text() + "u 1\tword1\n")
+    with pytest.raises(
+        DataError, match=r"toy.udoc: 1 of 241 ids are empty or hold white space or NUL \(first: 'u 1'\)"
+    ):
+        embed(toy, replace(config, embed_all=True))
+
+
 # ------------------------------------------------------------------------------------------------ kills and company
 
 
@@ -326,12 +452,18 @@ def _child(target, *args) -> int:
 
 
 def _embed_and_die(files, config, stop, after):
-    """``embed`` in chunks of 40 texts, killed in place of step ``after`` of: chunks written, manifests written."""
+    """``embed`` in blocks of 100 and chunks of 40 texts, killed in place of step ``after`` of: chunks written, matrices
+    begun, tables of rows begun, manifests written."""
     torch.set_num_threads(1)
-    embed_module._CHUNK_TEXTS = 40
+    embed_module._BLOCK_TEXTS, embed_module._CHUNK_TEXTS = 100, 40
     steps = []
     if stop:
-        where, name = {"chunk": (np, "savez"), "commit": (embed_module, "write_manifest")}[stop]
+        where, name = {
+            "chunk": (np, "savez"),
+            "matrix": (np.lib.format, "write_array_header_1_0"),
+            "table": (embed_module._Texts, "table"),
+            "commit": (embed_module, "write_manifest"),
+        }[stop]
         real = getattr(where, name)
 
         def killing(*args, **kwargs):
@@ -344,7 +476,7 @@ def _embed_and_die(files, config, stop, after):
     embed(files, config)
 
 
-@pytest.mark.parametrize("stop, after", [("chunk", 4), ("commit", 1)], ids=["while encoding", "while committing"])
+@pytest.mark.parametrize("stop, after", [("chunk", 4), ("matrix", 2), ("table", 1), ("commit", 1)])
 def test_killed_and_run_again_gives_the_same_bytes(tmp_path, config, stop, after):
     files, undisturbed = make_toy(tmp_path / "a"), make_toy(tmp_path / "b")
     assert _child(_embed_and_die, files, config, stop, after) == -signal.SIGKILL
@@ -357,6 +489,22 @@ def test_killed_and_run_again_gives_the_same_bytes(tmp_path, config, stop, after
     assert _matrices(files) == _matrices(undisturbed)
     assert not list(files.folder.glob("vectors/*/progress"))
     assert not list(files.folder.glob("vectors/*/.*.partial"))
+
+
+def test_a_corrupt_chunk_of_a_killed_run_is_encoded_again(tmp_path, config, caplog):
+    files, undisturbed = make_toy(tmp_path / "a"), make_toy(tmp_path / "b")
+    assert _child(_embed_and_die, files, config, "chunk", 5) == -signal.SIGKILL
+    cut, flipped = sorted(files.folder.glob("vectors/*/progress/*/*.npz"))[:2]
+    cut.write_bytes(cut.read_bytes()[:-30])
+    content = bytearray(flipped.read_bytes())
+    content[len(content) // 2] ^= 1
+    flipped.write_bytes(content)
+    for chunk in (cut, flipped):
+        assert not embed_module._is_whole(chunk)
+        assert f"{chunk}: a corrupt chunk" in caplog.text
+    assert _child(_embed_and_die, files, config, None, 0) == 0
+    assert _child(_embed_and_die, undisturbed, config, None, 0) == 0
+    assert _matrices(files) == _matrices(undisturbed)
 
 
 def test_chunks_of_a_killed_run_are_not_encoded_again(toy, config, monkeypatch):
@@ -379,7 +527,7 @@ def test_chunks_of_a_killed_run_are_not_encoded_again(toy, config, monkeypatch):
 
 def test_the_chunks_of_a_killed_run_are_kept_for_the_kinds_that_are_not_done(toy, config, monkeypatch):
     monkeypatch.setattr(embed_module, "_CHUNK_TEXTS", 100)
-    texts = embed_module._rows(toy, "cv", config, None).texts, embed_module._rows(toy, "gen.sft", config, None).texts
+    texts = [t for kind in ("cv", "gen.sft") for t, *_ in embed_module.read_texts(toy, kind).values()]
     real, seen = Encoder.encode, []
 
     def counting(self, texts, **kwargs):
@@ -395,7 +543,7 @@ def test_the_chunks_of_a_killed_run_are_kept_for_the_kinds_that_are_not_done(toy
     for kind in ("cv", "gen.sft", "jd"):
         assert bool(list(toy.folder.glob("vectors/*/progress/*/*.npz")))
         embed(toy, config, kinds=[kind])
-    assert set(seen) >= {*texts[0], *texts[1]}
+    assert set(seen) >= set(texts)
     assert len(seen) == len(set(seen))  # nothing was encoded twice
     assert not list(toy.folder.glob("vectors/*/progress"))
 
@@ -430,12 +578,12 @@ def test_checking_freshness_of_many_texts_is_quick(toy, config):
 # ----------------------------------------------------------------------------------------------- generated JDs' origin
 
 
-def _vouch(files):
-    """The manifest that `girl generate` writes beside NAME.sft.gdoc."""
-    cvs, path = read_docs(files.udoc), files.gdoc("sft")
+def _vouch(files, name="sft", config=None):
+    """The manifest that `girl generate` writes beside NAME.<name>.gdoc."""
+    cvs, path = read_docs(files.udoc), files.gdoc(name)
     source = text_hash(*(part for user in read_generated(path) for part in (user, cvs[user])))
     facts = {"source": source, "sha256": file_hash(path), "settings": {"samples": 2}}
-    write_manifest(path, "gdoc", config={}, inputs=[files.udoc], **facts)
+    write_manifest(path, "gdoc", config=config or {}, inputs=[files.udoc], **facts)
 
 
 def test_jds_generated_from_other_cvs_are_refused(toy, config):
@@ -476,6 +624,47 @@ def test_generated_jds_that_were_edited_are_refused_and_ones_own_are_taken(toy, 
         embed(toy, config)
         load_vectors(toy, config, "gen.sft", ["u3"])
     assert caplog.text.count("toy.sft.gdoc: no manifest beside it") == 1
+
+
+def test_cvs_in_another_order_are_the_same_cvs(toy, config):
+    _vouch(toy)
+    docs = list(read_docs(toy.udoc).items())
+    for order in (docs[::-1], docs[100:] + docs[:100]):
+        write_docs(toy.udoc, [*order, ("elsewhere", "trade1")], "user")
+        embed(toy, config, kinds=["gen.sft"])
+        load_vectors(toy, config, "gen.sft", ["u1"])
+
+
+def test_ones_own_generated_jds_may_be_in_any_order(toy, config):
+    generated = read_generated(toy.gdoc("sft"))
+    rows = [(user, n, texts[n]) for n in range(2) for user, texts in generated.items()]  # all of sample 0 first
+    embed(toy, replace(config, n_generated=2), kinds=["gen.sft"])
+    before = load_vectors(toy, config, "gen.sft", ["u7", "u1"], 2)
+    write_generated(toy.gdoc("sft"), rows)
+    assert embed(toy, replace(config, n_generated=2), kinds=["gen.sft"])["encoded"] == 0
+    np.testing.assert_array_equal(load_vectors(toy, config, "gen.sft", ["u7", "u1"], 2), before)
+
+
+@pytest.mark.parametrize(
+    "name, made, command",
+    [
+        ("sft-best-of-4", {"generator": "sft", "gen_best_of": 4, "gen_as": None}, "--generator=sft --gen_best_of=4"),
+        ("mine", {"generator": "ppo", "gen_best_of": 1, "gen_as": "mine"}, "--generator=ppo --gen_as=mine"),
+        ("best", {"generator": "ppo", "gen_best_of": 8, "gen_as": "best"},
+         "--generator=ppo --gen_as=best --gen_best_of=8"),
+        ("far", {"generator": "far", "gen_best_of": 1, "gen_as": None, "gen_model": "org/lm", "gen_engine": "api"},
+         "--generator=far --gen_model=org/lm --gen_engine=api"),
+        ("ppo", {"generator": "ppo", "gen_best_of": 1, "gen_as": None, "gen_engine": "local"}, "--generator=ppo"),
+    ],
+)  # fmt: skip
+def test_stale_jds_name_the_command_that_made_them(toy, config, name, made, command):
+    with pytest.raises(DataError, match=rf"toy.{name}.gdoc: no such file. Run `girl generate toy --generator="):
+        load_vectors(toy, config, f"gen.{name}", ["u1"])
+    toy.gdoc("sft").rename(toy.gdoc(name))
+    _vouch(toy, name, made)
+    write_docs(toy.udoc, (read_docs(toy.udoc) | {"u7": "trade0"}).items(), "user")
+    with pytest.raises(DataError, match=rf"{name}.gdoc: stale: .* Run `girl generate toy {command} --n=2`\."):
+        load_vectors(toy, config, f"gen.{name}", ["u1"])
 
 
 def test_the_shipped_generated_jds_are_read_wherever_they_lie(tmp_path):
