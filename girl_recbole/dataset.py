@@ -4,9 +4,11 @@ Pairs      NAME.inter or the benchmark files, read by atomic.py: labels are 0 (m
            (RecBole itself would read the id ``NA`` as missing and the seeker as padding). No pair is sampled. In a
            ranking evaluation (mode full, uni100, ...) RecBole takes every pair of a part for a relevant one, so there
            a mismatched pair of valid or test is not one of the pairs to be found; its job stays among the candidates.
-Vectors    ``vectors("cv")`` is (user_num, D) float32: row = RecBole's internal id, row 0 = padding = zeros. Models
-           gather rows by id, so memory grows with seekers and jobs and not with pairs. The dataset keeps none of them:
-           a saved dataset or data loader holds no vectors, and a reloaded one reads them from their files again.
+           Until RecBole has numbered them, ids are categories: a text an id and four bytes a pair.
+Vectors    ``vectors("cv")`` is (user_num, D), row = RecBole's internal id, row 0 = padding = zeros; float16 as on disk,
+           float32 where it is a mean of several JDs. Models gather rows by id, so memory grows with seekers and jobs
+           and not with pairs. The dataset keeps none of them: a saved dataset or data loader holds no vectors, and a
+           reloaded one reads them from their files again.
 Texts      ``texts("cv")``: a list of texts an id, for models that read words.
 
 An id that has no text is an error that names it. Vectors that are missing or stale are made first (``auto_embed``), by
@@ -20,10 +22,15 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from pyarrow import csv
 from recbole.data.dataset import Dataset
+from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType
 
-from girl_recbole.atomic import SPLITS, DatasetFiles, read_interactions
+from girl_recbole.atomic import SPLITS, DatasetFiles, _check_lines, _header, read_interactions
 from girl_recbole.config import make_config
 from girl_recbole.embed import EmbedConfig, StaleVectors, embed, load_vectors, read_texts
 from girl_recbole.errors import ConfigError, DataError, some_of
@@ -31,6 +38,7 @@ from girl_recbole.errors import ConfigError, DataError, some_of
 __all__ = ["GIRLDataset"]
 
 _log = logging.getLogger(__name__)
+_BLOCK = 1 << 24  # bytes of a file of pairs that are parsed at once
 
 
 class GIRLDataset(Dataset):
@@ -55,9 +63,10 @@ class GIRLDataset(Dataset):
         return make_config(EmbedConfig, overrides={name: self.config[name] for name in names if name in self.config})
 
     def vectors(self, kind: str, n_samples: int = 1) -> np.ndarray:
-        """(user_num or item_num, D) float32 of ``cv``, ``jd`` or ``gen.<generator>``: row = internal id, row 0 zeros.
+        """(user_num or item_num, D) of ``cv``, ``jd`` or ``gen.<generator>``: row = internal id, row 0 zeros.
 
-        Of generated JDs, the mean of the first ``n_samples`` of each seeker.
+        float16, which is what the files hold; of generated JDs the mean of the first ``n_samples`` of each seeker,
+        float32 where these are several.
         """
         ids, config = self._ids(kind), self.embed_config
         try:
@@ -68,8 +77,8 @@ class GIRLDataset(Dataset):
             _log.warning("%s Doing it now (auto_embed).", stale)
             embed(self.files, dataclasses.replace(config, n_generated=n_samples), kinds=[kind])
             rows = load_vectors(self.files, config, kind, ids, n_samples)
-        table = np.zeros((len(ids) + 1, rows.shape[1]), np.float32)
-        table[1:] = rows
+        table = np.empty((len(ids) + 1, rows.shape[1]), np.float16 if n_samples == 1 else np.float32)
+        table[0], table[1:] = 0, rows
         return table
 
     def texts(self, kind: str, n_samples: int = 1) -> list[list[str]]:
@@ -91,28 +100,46 @@ class GIRLDataset(Dataset):
         for name, part in zip(("train", "valid", "test"), parts, strict=True):
             if name == "train" or modes[name] == "labeled":
                 continue
-            matched = (part.inter_feat[self.label_field] > 0.5).numpy()
+            matched = part.inter_feat[self.label_field] > 0.5
             if not matched.all():
                 _log.info("%s: %d mismatched pairs of %s are not relevant.", self.dataset_name, (~matched).sum(), name)
-                part.inter_feat = part.inter_feat[np.flatnonzero(matched)]
+                part.inter_feat = _take(part.inter_feat, matched)
         return parts
+
+    def __getitem__(self, index, join=True):
+        """As RecBole's, which makes a list of Python numbers of an index array, once a column."""
+        if not isinstance(index, np.ndarray):
+            return super().__getitem__(index, join)
+        pairs = _take(self.inter_feat, torch.from_numpy(index))
+        return self.join(pairs) if join else pairs
 
     def _ids(self, kind: str) -> list[str]:
         field = self.iid_field if kind == "jd" else self.uid_field
         return self.field2id_token[field][1:].tolist()
 
     def _load_inter_feat(self, token, dataset_path):
-        for name in self.benchmark_filename_list or ():
+        """As RecBole's, with one set of categories for the ids of all parts."""
+        if self.benchmark_filename_list is None:
+            super()._load_inter_feat(token, dataset_path)
+            return
+        parts = []
+        for name in self.benchmark_filename_list:
             path = self.files.path(f"{name}.inter")
             if not path.exists():
                 raise DataError(f"{path}: no such file.{_split_command(token, name)}")
-        super()._load_inter_feat(token, dataset_path)
+            parts.append(self._load_feat(path, FeatureSource.INTERACTION))
+        for field in (self.uid_field, self.iid_field):
+            ids = pd.api.types.union_categoricals([part[field] for part in parts])
+            for part in parts:
+                part[field] = part[field].cat.set_categories(ids.categories)
+        self.inter_feat = pd.concat(parts, ignore_index=True)
+        self.file_size_list = [len(part) for part in parts]
 
     def _load_feat(self, filepath, source):
-        """Pairs are read by atomic.py, side features by RecBole."""
+        """Pairs are read here, side features by RecBole."""
         if source is not FeatureSource.INTERACTION:
             return super()._load_feat(filepath, source)
-        frame = read_interactions(Path(filepath))
+        frame = _read_pairs(Path(filepath))
         names = {
             "user_id": self.uid_field,
             "item_id": self.iid_field,
@@ -128,6 +155,53 @@ class GIRLDataset(Dataset):
             if not token:
                 self.field2bucketnum[name] = 2
         return frame
+
+    def _concat_remaped_tokens(self, remap_list):
+        """RecBole numbers what this returns in the order of appearance; categories are numbered by their codes."""
+        columns = [feat[field].array for feat, field, _ in remap_list]
+        if len(columns) == 1 and isinstance(columns[0], pd.Categorical):
+            return columns[0], []
+        return super()._concat_remaped_tokens(remap_list)
+
+
+def _take(pairs: Interaction, index: torch.Tensor) -> Interaction:
+    return Interaction({name: values[index] for name, values in pairs.interaction.items()})
+
+
+def _read_pairs(path: Path) -> pd.DataFrame:
+    """What :func:`read_interactions` gives, the ids as categories; a file that is not plain is read by that function,
+    which also says what is wrong with one."""
+    names, _ = _header(path)
+    rows, plain = _check_lines(path, len(names))
+    wanted = [name for name in ("user_id", "item_id", "label", "timestamp") if name in names]
+    if rows and plain and {"user_id", "item_id", "label"} <= {*wanted}:
+        frame = _parse(path, names, wanted)
+        if frame is not None:
+            return frame
+    frame = read_interactions(path)
+    return frame.astype({"user_id": "category", "item_id": "category"})
+
+
+def _parse(path: Path, names: list[str], wanted: list[str]) -> pd.DataFrame | None:
+    """The columns ``wanted`` of a file of printable ASCII; None where a value is not what it must be."""
+    text = pa.dictionary(pa.int32(), pa.string())
+    try:
+        table = csv.read_csv(
+            path,
+            read_options=csv.ReadOptions(use_threads=False, block_size=_BLOCK, column_names=names, skip_rows=1),
+            parse_options=csv.ParseOptions(delimiter="\t", quote_char=False, ignore_empty_lines=False),
+            convert_options=csv.ConvertOptions(
+                include_columns=wanted,
+                column_types={name: text if name.endswith("_id") else pa.float64() for name in wanted},
+                null_values=["", "nan", "NaN"],
+                strings_can_be_null=False,
+            ),
+        )
+    except pa.ArrowInvalid:
+        return None
+    frame = table.unify_dictionaries().to_pandas().copy()  # Arrow's own memory cannot be written to
+    ids_are_whole = all("" not in frame[name].cat.categories for name in ("user_id", "item_id"))
+    return frame if ids_are_whole and frame["label"].isin((0.0, 1.0)).all() else None
 
 
 def _split_command(dataset: str, name: str) -> str:

@@ -51,7 +51,7 @@ def _check_encoder(module: _Rows, state: dict, prefix: str, *_) -> None:
 
 
 class FrozenRows(_Rows):
-    """``tables[kind]``: (ids, D) float32, row = id, row 0 zeros."""
+    """``tables[kind]``: (ids, D) float16 or float32, row = id, row 0 zeros. They stay as they are; rows are float32."""
 
     def __init__(self, encoder: str, tables: dict[str, np.ndarray]) -> None:
         super().__init__(encoder)
@@ -61,7 +61,7 @@ class FrozenRows(_Rows):
         self.dimension = next(iter(tables.values())).shape[1]
 
     def forward(self, kind: str, ids: torch.Tensor) -> torch.Tensor:
-        return getattr(self, kind)[ids]
+        return getattr(self, kind)[ids].float()
 
     def __deepcopy__(self, memo) -> FrozenRows:
         """A copy (RecBole makes one to count operations) shares the tables, which nobody writes to."""

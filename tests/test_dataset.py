@@ -9,6 +9,7 @@ from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 
 from girl_recbole.atomic import PARTS, read_docs, read_interactions, write_docs, write_interactions
+from girl_recbole.dataset import _read_pairs
 from girl_recbole.errors import ConfigError, DataError
 
 
@@ -55,6 +56,62 @@ def test_one_file_is_split_without_losing_a_pair(toy, tiny_encoder):
     )
 
 
+def test_ids_of_all_parts_are_numbered_as_they_appear(toy, tiny_encoder):
+    """As RecBole's own reader numbers them, also where no part knows all ids and one part is empty."""
+    parts = [read_interactions(toy.split("cold", part)) for part in PARTS]
+    write_interactions(toy.split("cold", "valid"), parts[1][:0])
+    frame = pd.concat([parts[0], parts[2]])
+    dataset = create_dataset(make_config(toy, tiny_encoder))
+    for field in ("user_id", "item_id"):
+        assert dataset.field2id_token[field].tolist() == ["[PAD]", *pd.unique(frame[field])]
+        assert dataset.inter_feat[field].dtype == np.int64
+    train, valid, test = dataset.build()
+    assert [len(part) for part in (train, valid, test)] == [len(parts[0]), 0, len(parts[2])]
+    some = np.array([5, 3, 3])
+    for field in ("user_id", "item_id"):
+        assert dataset.id2token(field, test[some][field].numpy()).tolist() == parts[2][field].iloc[some].tolist()
+    assert test[some]["label"].tolist() == parts[2]["label"].iloc[some].tolist()
+
+
+_HEAD = "user_id:token\titem_id:token\tlabel:float\ttimestamp:float\n"
+
+
+@pytest.mark.parametrize("rows, fast", [
+    (_HEAD + "u1\tj1\t1\t12\nNA\tnull\t0\t\nu1\tj2\t0.0\t1e3\n", True),
+    ("item_id:token\tother:token\tlabel:float\tuser_id:token\nj1\tx\t1\tu\"1\n007\t\t0\tu2\n", True),
+    (_HEAD + "u1\tj1\t1\t12\r\nu2\tj1\t0\t13\r\n", False),
+    (_HEAD + "ü1\tj1\t1\tNaN\nu2\tj1\t0\t13", False),
+    (_HEAD, False),
+])  # fmt: skip
+def test_pairs_are_read_as_atomic_py_reads_them(tmp_path, rows, fast, monkeypatch):
+    path = tmp_path / "x.inter"
+    path.write_bytes(rows.encode())
+    expected = read_interactions(path)
+    if fast:
+        monkeypatch.delattr("girl_recbole.dataset.read_interactions")
+    found = _read_pairs(path)
+    expected = expected[list(found)]
+    assert found["user_id"].dtype == "category"
+    for name in found:
+        np.testing.assert_array_equal(found[name].to_numpy(), expected[name].to_numpy())  # NaN is NaN
+        if found[name].dtype == float and len(found):
+            found.loc[0, name] = 7.0  # the memory can be written to, as RecBole does
+
+
+@pytest.mark.parametrize("row, message", [
+    ("\tj1\t1\t0", "1 of 1 ids in user_id are empty or hold white space"),
+    ("u1\tj1\t\t0", "1 of 1 labels are neither 0 .* nor 1"),
+    ("u1\tj1\tNA\t0", "column label: 'NA' on line 2 is not a number"),
+    ("u1\tj1\t1\tlater", "column timestamp: 'later' on line 2 is not a number"),
+    ("u1\tj1\t1", "1 rows with too few or too many fields"),
+])  # fmt: skip
+def test_what_is_wrong_with_pairs_is_said_by_atomic_py(tmp_path, row, message):
+    path = tmp_path / "x.inter"
+    path.write_text(f"{_HEAD}{row}\n")
+    with pytest.raises(DataError, match=message):
+        _read_pairs(path)
+
+
 @pytest.mark.parametrize("kind, file, field", [("cv", "udoc", "user_id"), ("jd", "idoc", "item_id")])
 def test_vectors_are_those_of_each_ids_text(toy, tiny_encoder, kind, file, field):
     """Against a loop that encodes one text at a time."""
@@ -63,7 +120,7 @@ def test_vectors_are_those_of_each_ids_text(toy, tiny_encoder, kind, file, field
     dataset = create_dataset(make_config(toy, tiny_encoder))
     table = dataset.vectors(kind)
     assert table.shape == (dataset.num(field), 32)
-    assert table.dtype == np.float32
+    assert table.dtype == np.float16  # as on disk
     assert not table[0].any()
     docs, encoder = read_docs(getattr(toy, file)), Encoder(str(tiny_encoder))
     for token in [f"{field[0]}{n}" for n in (0, 7, 31)]:
@@ -163,4 +220,6 @@ def test_a_first_run_embeds_only_the_samples_that_it_reads(toy, tiny_encoder):
     one = dataset.vectors("gen.sft")
     table = next(toy.folder.glob("vectors/*/gen.sft-*.ids"))
     assert len(table.read_text().splitlines()) == 1 + 240
-    assert not np.array_equal(dataset.vectors("gen.sft", 2), one)
+    two = dataset.vectors("gen.sft", 2)
+    assert two.dtype == np.float32  # a mean
+    assert not np.array_equal(two, one)

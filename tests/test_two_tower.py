@@ -50,6 +50,35 @@ def test_auc(model, loader):
 test_auc.__test__ = False
 
 
+def test_vectors_are_standardised_and_jobs_encoded_in_blocks_as_at_once(toy, tiny_encoder, monkeypatch):
+    def made():
+        _, loaders, model = build(toy, tiny_encoder, "GIRLEnhancedDot")
+        model.eval()
+        with torch.no_grad():
+            return loaders, model, model.full_sort_predict(Interaction({"user_id": torch.arange(1, 9)}))
+
+    loaders, whole, scores = made()
+    monkeypatch.setattr(two_tower, "_ROWS", 7)
+    monkeypatch.setattr(two_tower, "_JOBS", 11)
+    _, blocks, again = made()
+    torch.testing.assert_close(again, scores, atol=1e-6, rtol=0)
+    for kind, field in (("cv", "user_id"), ("jd", "item_id"), ("gen", "user_id")):
+        vectors = whole.rows(kind, torch.unique(pairs_of(loaders[0])[field])).double()
+        for model in (whole, blocks):
+            np.testing.assert_allclose(getattr(model, f"{kind}_mean"), vectors.mean(dim=0), atol=1e-6)
+            spread = vectors.var(dim=0, correction=0).mean().sqrt()
+            assert getattr(model, f"{kind}_spread").item() == pytest.approx(spread.item(), rel=1e-5)
+
+
+def test_tables_stay_half_precise_and_rows_are_float32(toy, tiny_encoder):
+    _, _, model = build(toy, tiny_encoder, "GIRLEnhancedDot")
+    assert model.rows.gen.dtype == torch.float16
+    rows = model.rows("gen", torch.tensor([0, 5, 5]))
+    assert rows.dtype == torch.float32
+    assert not rows[0].any()
+    assert torch.equal(rows[1], model.rows.gen[5].float())
+
+
 # --------------------------------------------------------------------------------------------------- the equations
 
 
@@ -164,7 +193,7 @@ def test_base_dot_has_only_a_scale_and_a_bias_and_finds_them(toy, tiny_encoder):
     assert sum(p.numel() for p in model.parameters()) == 2
     fit(config, loaders, model)
     train, test = pairs_of(loaders[0]), pairs_of(loaders[2])
-    dots = [(model.rows.cv[p["user_id"]] * model.rows.jd[p["item_id"]]).sum(dim=1).numpy() for p in (train, test)]
+    dots = [(model.rows("cv", p["user_id"]) * model.rows("jd", p["item_id"])).sum(dim=1).numpy() for p in (train, test)]
     assert test_auc(model, loaders[2]) == pytest.approx(roc_auc_score(test["label"], dots[1]), abs=1e-6)
     scale = dots[0].std()
     reference = LogisticRegression(C=np.inf, tol=1e-8).fit(dots[0][:, None] / scale, train["label"])
@@ -202,7 +231,7 @@ def test_controls_read_what_they_say(toy, tiny_encoder):
         _, _, model = build(toy, tiny_encoder, "GIRLEnhancedMLP", generated=generated)
         sides[generated] = (model, *model._user_side(ids).split(32, dim=1))
     model, c, j_gen = sides["real"]
-    assert torch.allclose(j_gen * model.gen_spread + model.gen_mean, model.rows.gen[ids], atol=1e-5)
+    assert torch.allclose(j_gen * model.gen_spread + model.gen_mean, model.rows("gen", ids), atol=1e-5)
     assert not sides["zeros"][2].any()
     assert torch.equal(sides["cv"][2], c)
     model = sides["shuffled"][0]

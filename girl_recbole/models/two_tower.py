@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -49,6 +50,8 @@ from girl_recbole.rows import FrozenRows, TunedRows, weights_key
 __all__ = ["GIRLBaseDot", "GIRLBaseMLP", "GIRLEnhancedDot", "GIRLEnhancedMLP", "derangement"]
 
 _BLOCK = 1 << 20  # hidden units that full ranking holds at once: 4 MB of float32
+_ROWS = 1 << 16  # rows of vectors that are standardised by at once
+_JOBS = 1 << 13  # jobs that full ranking encodes at once
 _SAMPLE = 256  # texts that standardise the vectors of an encoder in training
 
 
@@ -78,8 +81,9 @@ class _TwoTower(GeneralRecommender):
             other = derangement(self.n_users - 1, config["seed"]) + 1
             self.register_buffer("other", torch.from_numpy(np.concatenate([[0], other])), persistent=False)
             self._ddp_params_and_buffers_to_ignore.append("other")
-        users = np.unique(np.asarray(dataset.inter_feat[self.USER_ID]))
-        items = np.unique(np.asarray(dataset.inter_feat[self.ITEM_ID]))
+        users, items = (
+            np.flatnonzero(np.bincount(np.asarray(dataset.inter_feat[field]))) for field in (self.USER_ID, self.ITEM_ID)
+        )
         for kind, ids in (("cv", users), ("jd", items), ("gen", users)):
             if kind in self._kinds():
                 self._standardise_by(kind, ids)
@@ -157,8 +161,12 @@ class _TwoTower(GeneralRecommender):
             return self._encode_items(torch.arange(self.n_items, device=self.platt.device))
         key = weights_key(self)
         if self._items_kept is None or self._items_kept[0] != key:
-            ids = torch.arange(self.n_items, device=self.platt.device)
-            self._items_kept = (key, torch.cat([self._encode_items(part) for part in ids.split(8192)]))
+            self._items_kept, items = None, None
+            for part in torch.arange(self.n_items, device=self.platt.device).split(_JOBS):
+                encoded = self._encode_items(part)
+                items = encoded.new_empty(self.n_items, encoded.shape[1]) if items is None else items
+                items[part[0] : part[-1] + 1] = encoded
+            self._items_kept = (key, items)
         return self._items_kept[1]
 
     # --------------------------------------------------------------------------------------------------------- set-up
@@ -189,11 +197,28 @@ class _TwoTower(GeneralRecommender):
         if isinstance(self.rows, TunedRows):
             ids = np.random.default_rng(0).permutation(ids)[:_SAMPLE]
             self.rows.eval()
-        vectors = self.rows(kind, torch.from_numpy(ids).to(self.rows.encoder_sha256.device))
+        parts = torch.from_numpy(ids).to(self.rows.encoder_sha256.device).split(_ROWS)
+        mean, variance = _moments(self.rows(kind, part) for part in parts)
         self.rows.train()
-        spread = vectors.var(dim=0, correction=0).mean().sqrt()
-        self.register_buffer(f"{kind}_mean", vectors.mean(dim=0))
+        spread = variance.mean().sqrt()
+        self.register_buffer(f"{kind}_mean", mean)
         self.register_buffer(f"{kind}_spread", torch.where(spread > 1e-6, spread, torch.ones_like(spread)))
+
+
+def _moments(parts: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance, (D,) each, of the rows of all ``parts`` (n, D), of which there is at least one."""
+    count, mean, variance = 0, None, None
+    for rows in parts:
+        new_mean, new_variance = rows.mean(dim=0), rows.var(dim=0, correction=0)
+        if not count:
+            count, mean, variance = len(rows), new_mean, new_variance
+            continue
+        share = len(rows) / (count + len(rows))
+        gap = new_mean - mean
+        variance = (1 - share) * variance + share * new_variance + share * (1 - share) * gap.square()
+        mean = mean + share * gap
+        count += len(rows)
+    return mean, variance
 
 
 class _MLPPredictor(_TwoTower):
