@@ -182,10 +182,8 @@ def _source(
             found = mean[:, None]
         else:
             matrix = _fresh(files, config, kind)
-            keys = [matrix.table["user_id"], matrix.table["sample"].astype(int)]
-            row = pd.Series(np.arange(len(matrix.table)), index=pd.MultiIndex.from_arrays(keys))
-            rows = row.loc[pd.MultiIndex.from_product([some, range(n)])].to_numpy()
-            found = np.asarray(matrix.vectors[rows], np.float32).reshape(len(some), n, -1)
+            rows = matrix.find(some, n)
+            found = np.asarray(matrix.vectors[rows.ravel()], np.float32).reshape(len(some), n, -1)
         bad = np.unique(unusable(found.reshape(-1, found.shape[2])) // found.shape[1])
         if len(bad):
             raise DataError(
@@ -200,9 +198,8 @@ def _source(
 
 def _check_seekers(files: DatasetFiles, config: SearchConfig, kind: str, users: Sequence[str], n: int) -> None:
     """Raise for seekers who are unknown or have no vector, before the first search."""
-    table = _fresh(files, config, kind).table
-    present = set(table["user_id"] if "sample" not in table else table["user_id"][table["sample"] == n - 1])
-    missing = [user for user in users if user not in present]
+    rows = _fresh(files, config, kind).find(users, n)
+    missing = [users[i] for i in np.flatnonzero((rows < 0).any(axis=1))]
     if not missing:
         return
     known = {user for user, _ in iter_docs(files.udoc)}
