@@ -207,15 +207,20 @@ def cv_room(lm: llm.LanguageModel, prompt: Prompt, max_jd_tokens: int) -> int:
     return room
 
 
+def _made_with(folder: Path) -> dict[str, Any] | None:
+    """The settings of the unfinished work in ``folder``, None where there is none."""
+    marker = folder / "settings.json"
+    return json.loads(marker.read_text(encoding="utf-8")) if marker.exists() else None
+
+
 def claim(folder: Path, settings: dict[str, Any], finished: int, of: str, command: str) -> None:
     """Take the folder of unfinished work for ``settings``; refuse it if what is ``finished`` was made with others."""
-    marker = folder / "settings.json"
-    if not finished or not marker.exists():
+    old, now = _made_with(folder), json.loads(json.dumps(settings))
+    if not finished or old is None:
         shutil.rmtree(folder, ignore_errors=True)
-        with atomic_write(marker) as file:
+        with atomic_write(folder / "settings.json") as file:
             json.dump(settings, file)
         return
-    old, now = json.loads(marker.read_text(encoding="utf-8")), json.loads(json.dumps(settings))
     changed = [
         f"{key} was {old.get(key)}, now {now.get(key)}" for key in {**old, **now} if old.get(key) != now.get(key)
     ]
@@ -354,11 +359,12 @@ def generate(files: DatasetFiles, config: GenerateConfig) -> dict[str, Any]:
     if rewards:
         settings |= {"best_of": best_of, "rewards": rewards.fingerprint}
     path = files.gdoc(name)
-    manifest = _same_settings(path, settings)
+    folder, manifest = unfinished_folder(path), _same_settings(path, settings)
     if manifest and _same_cvs(path, manifest, files, wanted, seekers):
+        if _made_with(folder) == manifest["settings"]:  # a run was killed when all but this was done
+            shutil.rmtree(folder)
         return {**manifest["report"], "file": str(path), "reused": "all: the file was there already"}
     del wanted
-    folder = unfinished_folder(path)
     claim(folder, settings, len(list(folder.glob("*.jsonl"))), "shards", "girl generate")
     shards = Shards(folder)
     found = len(shards)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from girl_recbole import atomic
@@ -208,8 +208,10 @@ CVS = st.lists(st.sampled_from(["", "nurse", "cook", "pilot", "smith", "baker", 
 KILLS = st.lists(st.tuples(st.integers(1, 9), st.booleans()), max_size=4)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=20)
 @given(CVS, CVS, st.integers(1, 3), KILLS, KILLS)
+@example(["nurse"], [], 1, [(5, True)], [])  # when all is done but that the shards go
+@example(["", "cook", "cook"], ["pilot"], 1, [(3, False), (1, True)], [(2, True), (3, False)])
 def test_killed_at_any_write_and_run_again_while_data_grow(first, more, size, kills, later):
     """Equal to a run that nothing disturbed; what was finished is not written again, nor what an earlier file held."""
     first = ["anyone", *first]
