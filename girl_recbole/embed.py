@@ -520,9 +520,8 @@ def _encode_missing(folder: Path, config: EmbedConfig, sha256: str, texts: _Text
     plan = _plan(texts, places)
     fresh = sum(len(chunk) for block in plan for chunk in block)
     names = [[_name(texts, chunk) for chunk in block] for block in plan]
-    if not done.keys() <= set(
-        chain.from_iterable(names)
-    ):  # of another plan: texts changed, or the commit was cut short
+    planned = set(chain.from_iterable(names))
+    if not done.keys() <= planned:  # chunks of another plan: texts changed meanwhile, or the commit was cut short
         for path in done.values():
             places.add_chunk(path)
         plan = _plan(texts, places)
