@@ -199,7 +199,7 @@ def _parse(path: Path, names: list[str], wanted: list[str]) -> pd.DataFrame | No
         )
     except pa.ArrowInvalid:
         return None
-    frame = table.unify_dictionaries().to_pandas().copy()  # Arrow's own memory cannot be written to
+    frame = table.unify_dictionaries().to_pandas()  # a copy: Arrow's own memory cannot be written to
     ids_are_whole = all("" not in frame[name].cat.categories for name in ("user_id", "item_id"))
     return frame if ids_are_whole and frame["label"].isin((0.0, 1.0)).all() else None
 

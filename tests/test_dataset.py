@@ -102,6 +102,7 @@ def test_pairs_are_read_as_atomic_py_reads_them(tmp_path, rows, fast, monkeypatc
     ("\tj1\t1\t0", "1 of 1 ids in user_id are empty or hold white space"),
     ("u1\tj1\t\t0", "1 of 1 labels are neither 0 .* nor 1"),
     ("u1\tj1\tNA\t0", "column label: 'NA' on line 2 is not a number"),
+    ("u1\tj1\t1\tNA", "column timestamp: 'NA' on line 2 is not a number"),
     ("u1\tj1\t1\tlater", "column timestamp: 'later' on line 2 is not a number"),
     ("u1\tj1\t1", "1 rows with too few or too many fields"),
 ])  # fmt: skip
