@@ -43,7 +43,6 @@ from girl_recbole.manifest import file_hash, text_hash
 
 __all__ = [
     "DTYPES",
-    "Head",
     "LanguageModel",
     "Sampled",
     "collate",
@@ -51,7 +50,6 @@ __all__ = [
     "load",
     "load_tokenizer",
     "lora_config",
-    "read_head",
     "sample",
     "sample_key",
     "token_log_probs",
@@ -285,30 +283,22 @@ def sample(
     temperature: float,
     top_p: float,
     log_probs: bool = False,
-    head: Head | None = None,
 ) -> list[list[Sampled]]:
     """Continue each prompt once for each of its keys, all in one batch. Every prompt needs the same number of keys.
 
     The prompts are read once (left-padded), their caches are repeated for the keys, and finished rows leave the batch.
     ``log_probs``: keep log softmax(logits / temperature) of each token that was drawn (before top_p cuts it).
-    ``head``: what :func:`read_head` made of the tokens with which all prompts begin; they are not read again, and the
-    padding is between them and the rest.
     """
     n = len(keys[0])
     if any(len(k) != n for k in keys):
         raise ValueError("every prompt needs the same number of keys")
-    begun = len(head.ids) if head else 0
-    rests = [list(prompt[begun:]) for prompt in prompts]
-    width = max(map(len, rests))
+    width = max(map(len, prompts))
     pad = lm.tokenizer.pad_token_id
-    ids = torch.tensor([[pad] * (width - len(rest)) + rest for rest in rests], device=lm.device)
-    mask = torch.tensor(
-        [[1] * begun + [0] * (width - len(rest)) + [1] * len(rest) for rest in rests], device=lm.device
-    )  # fmt: skip
-    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, begun:]
+    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=lm.device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=lm.device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
     out = lm.model(
-        input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1,
-        past_key_values=head.repeated(len(prompts)) if head else None,
+        input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1
     )  # fmt: skip
     cache, logits = out.past_key_values, out.logits[:, -1].repeat_interleave(n, 0)
     _make_room(cache, max_new_tokens, n)
@@ -348,7 +338,7 @@ def sample(
             rows, mask, position, token, alive = rows[kept], mask[kept], position[kept], token[kept], alive[kept]
         position = position + 1
         out = lm.model(
-            input_ids=token[:, None], attention_mask=mask[:, : begun + width + step + 1], position_ids=position,
+            input_ids=token[:, None], attention_mask=mask[:, : width + step + 1], position_ids=position,
             past_key_values=cache, use_cache=True,
         )  # fmt: skip
         cache, logits = out.past_key_values, out.logits[:, -1]
@@ -361,31 +351,6 @@ def sample(
         for text, end, row, stop in zip(texts, ended.tolist(), kept, stopped.tolist(), strict=True)
     ]
     return [done[start : start + n] for start in range(0, len(done), n)]
-
-
-@dataclass(frozen=True)
-class Head:
-    """Tokens with which prompts begin, and the model's cache of them."""
-
-    ids: list[int]
-    cache: transformers.Cache
-
-    def repeated(self, rows: int) -> transformers.Cache:
-        """A cache of its own for a batch of ``rows`` prompts."""
-        cache = transformers.DynamicCache()
-        for number, layer in enumerate(self.cache.layers):
-            cache.update(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1), number)
-        return cache
-
-
-@torch.inference_mode()
-def read_head(lm: LanguageModel, ids: Sequence[int]) -> Head | None:
-    """Read the tokens ``ids`` once for all prompts that begin with them. None where the model's cache does not hold
-    keys and values of all tokens (sliding windows, recurrent layers)."""
-    out = lm.model(input_ids=torch.tensor([list(ids)], device=lm.device), use_cache=True, logits_to_keep=1)
-    cache = out.past_key_values
-    plain = all(type(layer) is transformers.cache_utils.DynamicLayer for layer in getattr(cache, "layers", [None]))
-    return Head(list(ids), cache) if plain else None
 
 
 class _RoomyLayer(transformers.cache_utils.DynamicLayer):

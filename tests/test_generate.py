@@ -19,7 +19,6 @@ from girl_recbole.atomic import DatasetFiles, read_generated, write_docs, write_
 from girl_recbole.config import make_config
 from girl_recbole.embed import read_texts
 from girl_recbole.engines.base import Asked
-from girl_recbole.engines.local import _common
 from girl_recbole.errors import ConfigError, DataError
 from girl_recbole.generate import (
     Completion,
@@ -152,22 +151,6 @@ def test_local_engine_returns_rows_in_the_order_given(files, tmp_path):
     rows = LocalEngine(lm, 9, 1.0, 1.0, batch_size=4).complete(asked)
     for one, row in zip(asked, rows, strict=True):
         assert LocalEngine(lm, 9, 1.0, 1.0, batch_size=1).complete([one]) == [row]
-
-
-def test_local_engine_reads_the_instruction_once(files, tmp_path, monkeypatch):
-    lm = llm.load(str(generator_folder(str(tmp_path / "saved"), "toy", "sft")))
-    heads, prompt = [], make_prompt("en")
-    real = llm.read_head
-    monkeypatch.setattr(llm, "read_head", lambda lm, ids: heads.append(ids) or real(lm, ids))
-    asked = [Asked(prompt.encode(lm.tokenizer, text, 99)[0], "", [n]) for n, text in enumerate(("x nurse", "", "cook"))]
-    together = LocalEngine(lm, 9, 1.0, 1.0, batch_size=2).complete(asked)
-    assert heads == [prompt.head_ids(lm.tokenizer)]
-    assert [LocalEngine(lm, 9, 1.0, 1.0, batch_size=2).complete([one])[0] for one in asked] == together
-    assert len(heads) == 1  # one batch alone reads it anyway
-    assert _common([[1, 2, 3], [1, 2, 4]]) == [1, 2]
-    assert _common([[1, 2, 3], [1, 2]]) == [1]
-    assert _common([[1, 2, 3]]) == [1, 2]
-    assert _common([[], [1]]) == _common([]) == []
 
 
 def test_empty_and_unstructured_jds_are_kept_counted_and_flagged(files, tmp_path):

@@ -198,33 +198,6 @@ def test_same_text_alone_or_in_a_batch_in_any_order_with_any_number_of_samples(k
         assert len({tuple(s.ids) for row in together for s in row}) == 12  # and the samples differ
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
-def test_a_head_that_is_read_once_changes_no_token(kind):
-    tokenizer = plain_tokenizer()
-    lm = llm.LanguageModel(tiny_model(tokenizer, kind, spread=0.3).eval(), tokenizer, "", "")
-    lm.model.generation_config.eos_token_id = list(range(2, 60))
-    head = list(range(100, 130))
-    prompts = [head + prompt for prompt in PROMPTS]
-    settings = {"max_new_tokens": 24, "temperature": 1.0, "top_p": 0.9, "log_probs": True}
-    read = llm.read_head(lm, head)
-    for _ in range(2):  # the head is as it was after the first batch
-        with_head = llm.sample(lm, prompts, KEYS, head=read, **settings)
-        for row, plain in zip(with_head, llm.sample(lm, prompts, KEYS, **settings), strict=True):
-            for one, other in zip(row, plain, strict=True):
-                assert (one.ids, one.ended, one.stop) == (other.ids, other.ended, other.stop)
-                assert one.log_probs == pytest.approx(other.log_probs, abs=1e-4)
-    alone = llm.sample(lm, prompts[2:3], KEYS[2:3], head=read, **settings)
-    assert [one.ids for one in alone[0]] == [one.ids for one in with_head[2]]
-
-
-def test_a_model_with_sliding_windows_reads_its_whole_prompts():
-    from transformers import MistralConfig, MistralForCausalLM
-
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
-    model = MistralForCausalLM(MistralConfig(vocab_size=300, num_key_value_heads=2, sliding_window=8, **sizes)).eval()
-    assert llm.read_head(llm.LanguageModel(model, plain_tokenizer(), "", ""), [5, 6, 7]) is None
-
-
 def test_sampling_against_a_plain_loop_without_cache(lm):
     for prompt, keys in zip(PROMPTS, KEYS, strict=True):
         draws, ids = llm.uniforms(keys[:1], 24), []

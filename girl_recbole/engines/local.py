@@ -4,8 +4,6 @@ Batches are static: sorted by length, so that hardly anything is padding, and le
 (llm.sample). Continuous batching (transformers' ``generate_batch``, paged attention) draws all rows from one stream of
 random numbers, so a JD would depend on its neighbours, and on a CPU it is slower (docs/cluster.md). A GPU that should
 be kept full by it is the business of a server: engine api.
-
-The tokens with which all prompts of a call begin (role and instruction) are read once, where there are enough of them.
 """
 
 from __future__ import annotations
@@ -17,8 +15,6 @@ from girl_recbole import llm
 from girl_recbole.engines.base import Asked, Completion
 
 __all__ = ["LocalEngine"]
-
-_HEAD = 16  # tokens; fewer are not worth a cache (the embedded generator's role and instruction are one)
 
 
 @dataclass(frozen=True)
@@ -42,14 +38,11 @@ class LocalEngine:
         order = sorted(range(len(asked)), key=lambda i: len(asked[i].ids))
         size = max(1, self.batch_size // max((len(one.keys) for one in asked), default=1))
         done: dict[int, list[Completion]] = {}
-        begin = _common([one.ids for one in asked])
-        head = llm.read_head(self.lm, begin) if len(begin) >= _HEAD and len(asked) > size else None
         for start in range(0, len(order), size):
             batch = order[start : start + size]
             sampled = llm.sample(
                 self.lm, [asked[i].ids for i in batch], [asked[i].keys for i in batch],
                 max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p,
-                head=head,
             )  # fmt: skip
             for i, samples in zip(batch, sampled, strict=True):
                 done[i] = [Completion(self._text(s.ids), s.ended) for s in samples]
@@ -57,11 +50,3 @@ class LocalEngine:
 
     def _text(self, ids: list[int]) -> str:
         return self.lm.tokenizer.decode(ids, skip_special_tokens=True)
-
-
-def _common(prompts: Sequence[Sequence[int]]) -> list[int]:
-    """The tokens with which all prompts begin; each has at least one more."""
-    first, last = min(prompts, default=[]), max(prompts, default=[])
-    most = min(map(len, prompts), default=1) - 1
-    same = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), most)
-    return list(first[: min(same, most)])
