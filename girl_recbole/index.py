@@ -280,7 +280,7 @@ class DotModel:
         self.embed_config: EmbedConfig = dataset.embed_config
         self.ids = np.asarray(dataset.field2id_token[dataset.iid_field][1:], object)
         with torch.no_grad():
-            self.vectors = model._encoded_items()[1:].float().cpu().numpy()
+            self.vectors = model.encoded_items()[1:].float().cpu().numpy()
             at_0, at_1 = (
                 model.platt[0] * model._logit(torch.tensor([0.0, 1.0]).to(model.platt)) + model.platt[1]
             ).tolist()
@@ -325,7 +325,7 @@ class DotModel:
         known = self._dataset.field2token_id[self._dataset.uid_field]
         ids = torch.tensor([known[user] for user in users], device=self._model.platt.device)
         with torch.no_grad():
-            parts = [self._model._encode_users(part) for part in ids.split(8192)]
+            parts = [self._model.encode_users(part) for part in ids.split(8192)]
         return (self.slope * torch.cat(parts).float()).cpu().numpy()
 
     def check(self, users: Sequence[str]) -> None:

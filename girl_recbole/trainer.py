@@ -35,12 +35,18 @@ _log = logging.getLogger(__name__)
 
 
 class GIRLTrainer(Trainer):
+    def _build_optimizer(self, **given):
+        if getattr(self.model, "learns", True):
+            return super()._build_optimizer(**given)
+        return torch.optim.SGD([torch.zeros(1)], lr=0.0)  # RecBole saves one with each checkpoint
+
     def fit(
         self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None
     ):  # fmt: skip
         """As RecBole's fit; then calibrate. Returns the best validation score and result, calibrated.
 
-        With ``saved=False`` the best state is kept in memory, and the model has it in the end.
+        With ``saved=False`` the best state is kept in memory, and the model has it in the end. A model that does not
+        learn (scorer.py) is only calibrated.
         """
         self._set_platt(1.0, 0.0)
         best = {}
@@ -51,7 +57,10 @@ class GIRLTrainer(Trainer):
             if callback_fn:
                 callback_fn(epoch, score)
 
-        score, result = super().fit(train_data, valid_data, verbose, saved, show_progress, after_validation)
+        if self.model.learns:
+            score, result = super().fit(train_data, valid_data, verbose, saved, show_progress, after_validation)
+        else:
+            score, result = self._fitted_already(valid_data, saved, show_progress)
         if best:
             self.model.load_state_dict(best)
         if not self.config["calibrate"] or not valid_data:
@@ -79,6 +88,14 @@ class GIRLTrainer(Trainer):
         if verbose:
             self.logger.info(f"calibrated on {len(labels)} validation pairs: sigmoid({a:.4f} * logit + {b:.4f})")
         return score, result
+
+    def _fitted_already(self, valid_data, saved, show_progress):
+        if saved:
+            self._save_checkpoint(-1, verbose=False)
+        if not valid_data:
+            return self.best_valid_score, self.best_valid_result
+        self.best_valid_score, self.best_valid_result = self._valid_epoch(valid_data, show_progress=show_progress)
+        return self.best_valid_score, self.best_valid_result
 
     def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
         """As RecBole's evaluate; with several ranks, labelled pairs are evaluated as a whole by each."""

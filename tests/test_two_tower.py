@@ -16,7 +16,7 @@ from test_dataset import make_config
 
 from girl_recbole.atomic import write_generated
 from girl_recbole.errors import ConfigError, DataError
-from girl_recbole.models import two_tower
+from girl_recbole.models import scorer, two_tower
 from girl_recbole.models.two_tower import derangement
 
 MODELS = ["GIRLBaseMLP", "GIRLBaseDot", "GIRLEnhancedMLP", "GIRLEnhancedDot"]
@@ -59,7 +59,7 @@ def test_vectors_are_standardised_and_jobs_encoded_in_blocks_as_at_once(toy, tin
 
     loaders, whole, scores = made()
     monkeypatch.setattr(two_tower, "_ROWS", 7)
-    monkeypatch.setattr(two_tower, "_JOBS", 11)
+    monkeypatch.setattr(scorer, "_JOBS", 11)
     _, blocks, again = made()
     torch.testing.assert_close(again, scores, atol=1e-6, rtol=0)
     for kind, field in (("cv", "user_id"), ("jd", "item_id"), ("gen", "user_id")):

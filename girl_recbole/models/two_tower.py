@@ -38,20 +38,18 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
-from recbole.model.abstract_recommender import GeneralRecommender
-from recbole.utils import InputType
 from torch import nn
 from torch.nn import functional
 
 from girl_recbole.calibration import fit_platt
 from girl_recbole.errors import ConfigError, DataError
-from girl_recbole.rows import FrozenRows, TunedRows, weights_key
+from girl_recbole.models.scorer import Scorer, one_of
+from girl_recbole.rows import FrozenRows, TunedRows
 
 __all__ = ["GIRLBaseDot", "GIRLBaseMLP", "GIRLEnhancedDot", "GIRLEnhancedMLP", "derangement"]
 
 _BLOCK = 1 << 20  # hidden units that full ranking holds at once: 4 MB of float32
 _ROWS = 1 << 16  # rows of vectors that are standardised by at once
-_JOBS = 1 << 13  # jobs that full ranking encodes at once
 _SAMPLE = 256  # texts that standardise the vectors of an encoder in training
 
 
@@ -65,18 +63,15 @@ def derangement(n: int, seed: int) -> np.ndarray:
     return out
 
 
-class _TwoTower(GeneralRecommender):
-    input_type = InputType.POINTWISE
+class _TwoTower(Scorer):
     uses_generated = False
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        self.LABEL = config["LABEL_FIELD"]
         if self.uses_generated:
-            self.generated = _one_of(config, "generated", ("real", "zeros", "shuffled", "cv"))
+            self.generated = one_of(config, "generated", ("real", "zeros", "shuffled", "cv"))
         self.rows = self._build_rows(config, dataset)
         self._ddp_params_and_buffers_to_ignore = [f"rows.{name}" for name in self.rows.buffers_of_rows]
-        self.register_buffer("platt", torch.tensor([1.0, 0.0]))
         if self.uses_generated and self.generated == "shuffled":
             other = derangement(self.n_users - 1, config["seed"]) + 1
             self.register_buffer("other", torch.from_numpy(np.concatenate([[0], other])), persistent=False)
@@ -87,10 +82,6 @@ class _TwoTower(GeneralRecommender):
         for kind, ids in (("cv", users), ("jd", items), ("gen", users)):
             if kind in self._kinds():
                 self._standardise_by(kind, ids)
-        labels = np.asarray(dataset.inter_feat[self.LABEL], np.float64)
-        rate = (labels.sum() + 1) / (len(labels) + 2)
-        self._prior = math.log(rate / (1 - rate))
-        self._items_kept: tuple[tuple, torch.Tensor] | None = None
 
     # -------------------------------------------------------------------------------------------- RecBole's interface
 
@@ -99,40 +90,10 @@ class _TwoTower(GeneralRecommender):
         users, items = interaction[self.USER_ID], interaction[self.ITEM_ID]
         return self._score_pairs(self._user_side(users), self._item_side(items)).float()
 
-    def forward(self, interaction) -> torch.Tensor:
-        return self.logits(interaction)
-
-    def calculate_loss(self, interaction) -> torch.Tensor:
-        return functional.binary_cross_entropy_with_logits(self.logits(interaction), interaction[self.LABEL].float())
-
-    def predict(self, interaction) -> torch.Tensor:
-        """(B,) probabilities."""
-        return self._probability(self.logits(interaction))
-
-    def full_sort_predict(self, interaction) -> torch.Tensor:
-        """(B * n_items,) probabilities of all jobs for each seeker; the padding job's mean nothing."""
-        users = self._encode_users(interaction[self.USER_ID])
-        return self._probability(self._score_all(users, self._encoded_items()).float()).reshape(-1)
-
-    def _probability(self, logits: torch.Tensor) -> torch.Tensor:
-        return torch.sigmoid(self.platt[0] * logits + self.platt[1])
-
     # ---------------------------------------------------------------------------------------------------- both sides
 
     def _score_pairs(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         """(B,) logits of pairs row by row."""
-        raise NotImplementedError
-
-    def _encode_users(self, ids: torch.Tensor) -> torch.Tensor:
-        """All that a score needs of the seekers, (B, U)."""
-        raise NotImplementedError
-
-    def _encode_items(self, ids: torch.Tensor) -> torch.Tensor:
-        """All that a score needs of the jobs, (N, V)."""
-        raise NotImplementedError
-
-    def _score_all(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        """(B, N) logits of encoded seekers and jobs."""
         raise NotImplementedError
 
     def _user_side(self, ids: torch.Tensor) -> torch.Tensor:
@@ -155,20 +116,6 @@ class _TwoTower(GeneralRecommender):
     def _standardised(self, kind: str, ids: torch.Tensor) -> torch.Tensor:
         return (self.rows(kind, ids) - getattr(self, f"{kind}_mean")) / getattr(self, f"{kind}_spread")
 
-    def _encoded_items(self) -> torch.Tensor:
-        """``_encode_items`` of all jobs, kept until a weight changes; not while training."""
-        if self.training or torch.is_grad_enabled():
-            return self._encode_items(torch.arange(self.n_items, device=self.platt.device))
-        key = weights_key(self)
-        if self._items_kept is None or self._items_kept[0] != key:
-            self._items_kept, items = None, None
-            for part in torch.arange(self.n_items, device=self.platt.device).split(_JOBS):
-                encoded = self._encode_items(part)
-                items = encoded.new_empty(self.n_items, encoded.shape[1]) if items is None else items
-                items[part[0] : part[-1] + 1] = encoded
-            self._items_kept = (key, items)
-        return self._items_kept[1]
-
     # --------------------------------------------------------------------------------------------------------- set-up
 
     def _kinds(self) -> tuple[str, ...]:
@@ -176,7 +123,7 @@ class _TwoTower(GeneralRecommender):
         return ("cv", "jd", "gen") if reads_generated else ("cv", "jd")
 
     def _build_rows(self, config, dataset) -> FrozenRows | TunedRows:
-        mode = _one_of(config, "tune_encoder", ("none", "full", "lora"))
+        mode = one_of(config, "tune_encoder", ("none", "full", "lora"))
         source = {"cv": "cv", "jd": "jd", "gen": f"gen.{config['generator']}"}
         samples = {"cv": 1, "jd": 1, "gen": _samples(config) if self.uses_generated else 1}
         if mode == "none":
@@ -229,22 +176,22 @@ class _MLPPredictor(_TwoTower):
         width = self.rows.dimension
         parts = 3 if self.uses_generated else 2
         self.mlp = _mlp([parts * width, *_sizes(config)], 1, _dropout(config))
-        nn.init.constant_(self.mlp[-1].bias, self._prior)
+        nn.init.constant_(self.mlp[-1].bias, self.prior_logit)
 
     def _score_pairs(self, users, items):
         c, j_gen = users[:, : self.rows.dimension], users[:, self.rows.dimension :]
         return self.mlp(torch.cat([c, items, j_gen], dim=1)).squeeze(1)  # Eq 10; with j' Eq 13
 
-    def _encode_users(self, ids):
+    def encode_users(self, ids):
         width = self.rows.dimension
         weight = torch.cat([self.mlp[0].weight[:, :width], self.mlp[0].weight[:, 2 * width :]], dim=1)
         return functional.linear(self._user_side(ids), weight, self.mlp[0].bias)  # W1_c c + W1_j' j' + b1
 
-    def _encode_items(self, ids):
+    def encode_items(self, ids):
         width = self.rows.dimension
         return functional.linear(self._item_side(ids), self.mlp[0].weight[:, width : 2 * width])  # W1_j j
 
-    def _score_all(self, users, items):
+    def score_all(self, users, items):
         scores = users.new_empty(len(users), len(items))
         rest = self.mlp[3:]  # after the first linear layer, its ReLU, and its dropout
         step = max(1, _BLOCK // users.shape[1])
@@ -263,7 +210,7 @@ class _DotPredictor(_TwoTower):
         super().__init__(config, dataset)
         width = self.rows.dimension
         self.scale = nn.Parameter(torch.ones(()))
-        self.bias = nn.Parameter(torch.full((), self._prior))
+        self.bias = nn.Parameter(torch.full((), self.prior_logit))
         if self.has_mlp:
             parts = 2 if self.uses_generated else 1
             self.mlp = _mlp([parts * width, *_sizes(config)], width, _dropout(config))
@@ -306,13 +253,13 @@ class _DotPredictor(_TwoTower):
     def _score_pairs(self, users, items):
         return self._logit((self._enhanced(users) * items).sum(dim=1))  # Eq 11; with c' Eq 15
 
-    def _encode_users(self, ids):
+    def encode_users(self, ids):
         return self._enhanced(self._user_side(ids))
 
-    def _encode_items(self, ids):
+    def encode_items(self, ids):
         return self._item_side(ids)
 
-    def _score_all(self, users, items):
+    def score_all(self, users, items):
         return self._logit(users @ items.T)
 
 
@@ -360,13 +307,6 @@ def _samples(config) -> int:
     if type(count) is not int or count < 1:
         raise ConfigError(f"n_generated: {count!r} generated JDs a seeker; an int of at least 1 is required.")
     return count
-
-
-def _one_of(config, key: str, known: tuple[str, ...]) -> str:
-    value = "none" if config[key] is None else str(config[key])  # --key=none is read as None
-    if value not in known:
-        raise ConfigError(f"{key}: {value!r} is unknown; known: {', '.join(known)}.")
-    return value
 
 
 def _mlp(sizes: list[int], out: int, dropout: float) -> nn.Sequential:
