@@ -57,7 +57,7 @@ class GIRLTrainer(Trainer):
             if callback_fn:
                 callback_fn(epoch, score)
 
-        if self.model.learns:
+        if getattr(self.model, "learns", True):
             score, result = super().fit(train_data, valid_data, verbose, saved, show_progress, after_validation)
         else:
             score, result = self._fitted_already(valid_data, saved, show_progress)
