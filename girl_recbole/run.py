@@ -5,7 +5,10 @@ so that both give the same numbers. It reads no command line, can be called many
 appends to ``results_file``) one row of plain JSON values:
 
     timestamp, model, dataset, split, generator, seed, config (all settings, resolved), commit (or version),
-    data (file name -> hash), valid, test (metric -> value), prior, oracle (auc and logloss, or null),
+    data (file name -> hash), valid, test (metric -> value; test is null where it is not read), calibrated (of a model
+    of RecBole's: auc, logloss, labeledgauc, ece of test after Platt scaling on validation; else null), prior, oracle
+    (auc and logloss, or null), curve {train_loss: [mean of a batch, by epoch], valid: [[epoch, valid_metric], ...]},
+    predictions (a file, predictions.py, where predictions_folder names a folder; else null),
     parameters (trained numbers), time_s {load, train, evaluate}, peak_memory_mb (of the process so far), machine,
     nproc, checkpoint
 
@@ -18,6 +21,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import inspect
 import json
 import logging
 import os
@@ -69,8 +73,11 @@ def run_experiment(
     ip: str = "localhost",
     port: int | str | None = None,
     group_offset: int = 0,
+    read_test: bool = True,
 ) -> dict[str, Any]:
     """Train and test ``model``; append the row that is returned to ``results_file``, unless that is None.
+
+    With ``read_test=False`` nothing is computed on the test part: for the search of settings, which validation decides.
 
     Raises ``ConfigError`` for a model, key, split or metric that does not exist, ``DataError`` for data that cannot be
     trained or tested on.
@@ -79,24 +86,24 @@ def run_experiment(
     overrides = dict(overrides or {})
     _check_keys(files, overrides, [model])
     launch = {"nproc": nproc, "world_size": world_size, "ip": ip, "port": port, "offset": group_offset}
-    row = _start(model, dataset, files, overrides, launch)
+    row = _start(model, dataset, files, overrides, launch, read_test)
     _record(row)
     return row
 
 
-def _start(model, dataset, files, overrides, launch) -> dict[str, Any]:
+def _start(model, dataset, files, overrides, launch, read_test=True) -> dict[str, Any]:
     """The row of one experiment, in this process or in ``launch["nproc"]`` others."""
     nproc, world_size = launch["nproc"], launch["world_size"]
     if nproc < 1:
         raise ConfigError(f"nproc: {nproc}; at least 1 is required.")
     if nproc == 1 and world_size <= 0:
-        return _experiment(model, dataset, files, overrides)
+        return _experiment(model, dataset, files, overrides, read_test)
     launch = {
         **launch,
         "world_size": nproc if world_size <= 0 else world_size,
         "port": _free_port() if launch["port"] is None else launch["port"],
     }
-    return _spawn(model, dataset, files, overrides, launch)
+    return _spawn(model, dataset, files, overrides, launch, read_test)
 
 
 def _record(row: Mapping[str, Any]) -> None:
@@ -154,7 +161,7 @@ def _run_all(arguments: Sequence[str] | None, rows: list[dict[str, Any]]) -> Non
 # ---------------------------------------------------------------------------------------------------- one experiment
 
 
-def _experiment(model, dataset, files, overrides) -> dict[str, Any]:
+def _experiment(model, dataset, files, overrides, read_test=True) -> dict[str, Any]:
     from recbole.data import create_dataset, data_preparation
     from recbole.utils import get_trainer, init_seed
 
@@ -186,14 +193,21 @@ def _experiment(model, dataset, files, overrides) -> dict[str, Any]:
             raise
         except (TypeError, ValueError) as error:  # dropout_prob: 1.5, learning_rate: abc
             raise ConfigError(f"{config['model']}: {error}") from error
-        prior, oracle = _references(config, train, test)
+        prior, oracle = _references(config, train, test) if read_test else (None, None)
         loaded = time.perf_counter()
-        _, valid_result = trainer.fit(train, valid, saved=True, show_progress=config["show_progress"])
+        validated: list[tuple[int, float]] = []
+        watch = {}
+        if "callback_fn" in inspect.signature(trainer.fit).parameters:  # RecBole's trainers of decision trees have none
+            watch["callback_fn"] = lambda epoch, score: validated.append((epoch, float(score)))
+        _, valid_result = trainer.fit(train, valid, saved=True, show_progress=config["show_progress"], **watch)
         trained = time.perf_counter()
-        test_result = trainer.evaluate(test, load_best_model=True, show_progress=config["show_progress"])
-        tested = time.perf_counter()
         logger.info(f"best valid: {_numbers(valid_result)}")
-        logger.info(f"test result: {_numbers(test_result)}")
+        test_result = predictions = stock = None
+        if read_test:
+            test_result = trainer.evaluate(test, load_best_model=True, show_progress=config["show_progress"])
+            logger.info(f"test result: {_numbers(test_result)}")
+            predictions, stock = _predictions(config, net, valid, test, trainer.saved_model_file)
+        tested = time.perf_counter()
     return results.plain({
         "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": config["model"],
@@ -205,9 +219,13 @@ def _experiment(model, dataset, files, overrides) -> dict[str, Any]:
         "commit": results.code_version(),
         "data": results.file_hashes(_data_files(config)),
         "valid": _numbers(valid_result),
-        "test": _numbers(test_result),
+        "test": _numbers(test_result) if read_test else None,
+        "calibrated": stock,
         "prior": prior,
         "oracle": oracle,
+        "curve": {"train_loss": [float(loss) / max(1, len(train)) for loss in trainer.train_loss_dict.values()],
+                  "valid": validated},
+        "predictions": predictions,
         "parameters": sum(p.numel() for p in net.parameters() if p.requires_grad),
         "time_s": {"load": round(loaded - started, 3), "train": round(trained - loaded, 3),
                    "evaluate": round(tested - trained, 3)},
@@ -312,6 +330,37 @@ def _references(config, train, test) -> tuple[dict | None, dict | None]:
     return prior, oracle
 
 
+def _predictions(config, net, valid, test, checkpoint: str) -> tuple[str | None, dict[str, float] | None]:
+    """The file of the probabilities of valid and test, if one is asked for; the metrics of a stock model, calibrated.
+
+    Nothing of either where pairs are ranked, or have no labels, or where this is not the process that writes.
+    """
+    from recbole.utils import EvaluatorType
+
+    from girl_recbole import predictions
+    from girl_recbole.plugin import MODELS
+
+    folder, ours = config["predictions_folder"], config["model"] in MODELS
+    labelled = config["eval_type"] == EvaluatorType.VALUE and all(
+        config["eval_args"]["mode"][part] == "labeled" and config["LABEL_FIELD"] in loader._dataset.inter_feat
+        for part, loader in (("valid", valid), ("test", test))
+    )
+    stock = labelled and not ours and bool(config["calibrate"])
+    if not labelled or config["local_rank"] or not (folder or stock):
+        return None, None
+    parts = {name: predictions.collect(net, loader, config) for name, loader in (("valid", valid), ("test", test))}
+    given = [part.pop("score") for part in parts.values()]
+    if not ours:
+        given = predictions.calibrated(given[0], parts["valid"]["label"], given[1])
+    for part, probability in zip(parts.values(), given, strict=True):
+        part["probability"] = probability
+    path = None
+    if folder:
+        path = Path(folder) / f"{Path(checkpoint).stem}.npz"
+        predictions.save(path, parts)
+    return path and str(path), predictions.scores(parts["test"], config["ece_bins"]) if stock else None
+
+
 def _data_files(config) -> list[Path]:
     from girl_recbole.atomic import DatasetFiles
     from girl_recbole.plugin import MODELS
@@ -362,13 +411,14 @@ def _recbole_log(config) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------- several processes
 
 
-def _spawn(model, dataset, files, overrides, launch) -> dict[str, Any]:
+def _spawn(model, dataset, files, overrides, launch, read_test) -> dict[str, Any]:
     import torch.multiprocessing as mp
 
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         try:
-            mp.spawn(_rank, (model, dataset, files, {**overrides, **launch}, str(answer)), nprocs=launch["nproc"])
+            work = (model, dataset, files, {**overrides, **launch}, read_test, str(answer))
+            mp.spawn(_rank, work, nprocs=launch["nproc"])
         except mp.ProcessExitedException:
             if not answer.exists():
                 raise
@@ -378,11 +428,11 @@ def _spawn(model, dataset, files, overrides, launch) -> dict[str, Any]:
     return said  # empty on the machines that do not hold rank 0
 
 
-def _rank(rank: int, model, dataset, files, overrides, answer: str) -> None:
+def _rank(rank: int, model, dataset, files, overrides, read_test: bool, answer: str) -> None:
     from girl_recbole.atomic import atomic_write
 
     try:
-        said = _experiment(model, dataset, files, {**overrides, "local_rank": rank})
+        said = _experiment(model, dataset, files, {**overrides, "local_rank": rank}, read_test)
     except (GirlError, OSError) as error:
         said = {"error": str(error)}
     if rank + overrides["offset"] == 0 or "error" in said:
