@@ -1,18 +1,17 @@
-"""What the benchmarks share: a model on random vectors without a dataset on disk, the peak memory of a process, and the
-statistics of tables over seeds."""
+"""What the benchmarks share: a model on random vectors without a dataset on disk, and the peak memory of a process."""
 
 import resource
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import stats
 
 import girl_recbole  # noqa: F401 - makes RecBole ready
+from girl_recbole.comparison import REPLICATES, difference_interval, interval
 
 __all__ = [
     "REPLICATES",
@@ -23,8 +22,6 @@ __all__ = [
     "random_vectors",
     "standalone_model",
 ]
-
-REPLICATES = 2000
 
 
 def random_vectors(rows: int, width: int, seed: int) -> np.ndarray:
@@ -101,35 +98,6 @@ def _resident_mib() -> float:
     if statm.exists():
         return int(statm.read_text().split()[1]) * resource.getpagesize() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
-def interval(values: Sequence[float], form: str = ".4f") -> str:
-    """``mean ± half of the 95 % t-interval`` of one value a seed; the mean alone of fewer than two."""
-    values = np.asarray(values, dtype=float)
-    if len(values) < 2:
-        return format(values.mean(), form)
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return f"{values.mean():{form}} ± {half:{form}}"
-
-
-def difference_interval(
-    users: Sequence[np.ndarray], gap: Callable[[int, np.ndarray], np.ndarray], replicates: int = REPLICATES
-) -> tuple[float, float]:
-    """The 95 % bootstrap interval of the mean over seeds of a difference, by seeds and seekers.
-
-    ``users[s]`` (N_s,): the seeker of each row of seed s. ``gap(s, weights)``: the difference in seed s, (R,), under R
-    sets of weights of its rows, (R, N_s). A replicate draws seeds and, with Poisson(1) weights that all seeds share,
-    seekers.
-    """
-    rng = np.random.default_rng(0)
-    seekers, where = np.unique(np.concatenate(users), return_inverse=True)
-    where = np.split(where, np.cumsum([len(some) for some in users])[:-1])
-    drawn = rng.poisson(1.0, (replicates, len(seekers))).astype(float)
-    gaps = np.stack([gap(seed, drawn[:, at]) for seed, at in enumerate(where)], axis=1)
-    picked = rng.integers(0, len(where), (replicates, len(where)))
-    spread = np.take_along_axis(gaps, picked, axis=1).mean(axis=1)
-    low, high = np.quantile(spread, (0.025, 0.975))
-    return float(low), float(high)
 
 
 def nearest_items(pairs: Sequence[tuple[str, str]], users: Sequence[str], cvs: dict[str, str]) -> list[str]:

@@ -30,7 +30,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from common import REPLICATES, difference_interval, interval
+
+from girl_recbole.comparison import REPLICATES, interval, paired_difference
 
 ROWS: dict[str, tuple[str, dict]] = {
     "Base MLP": ("GIRLBaseMLP", {}),
@@ -222,30 +223,6 @@ def _read(results: Path, extra: dict, state: dict) -> dict[tuple[str, str, int],
     return {(line["row"], line["split"], line["seed"]): line for line in same if Path(line["scores"]).exists()}
 
 
-def weighted_auc(score: np.ndarray, label: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """AUC (R,) of scores (N,) and labels (N,) bool under R sets of pair weights (R, N); ties count one half."""
-    order = np.argsort(score, kind="stable")
-    starts = np.flatnonzero(np.diff(score[order], prepend=-np.inf))
-    positive = np.add.reduceat(np.where(label, weight, 0)[:, order], starts, axis=1)
-    negative = np.add.reduceat(np.where(label, 0, weight)[:, order], starts, axis=1)
-    below = negative.cumsum(axis=1) - negative / 2
-    return (positive * below).sum(axis=1) / (positive.sum(axis=1) * negative.sum(axis=1))
-
-
-def difference(a: list[dict], b: list[dict], replicates: int = REPLICATES) -> tuple[float, float, float]:
-    """Mean over seeds of AUC(a) - AUC(b) and its 95 % interval; a, b: one dict of user, label, probability a seed."""
-    scores = [(one["probability"], two["probability"]) for one, two in zip(a, b, strict=True)]
-    for one, two in zip(a, b, strict=True):
-        assert (one["user"] == two["user"]).all()
-        assert (one["label"] == two["label"]).all()
-
-    def gap(seed: int, weight: np.ndarray) -> np.ndarray:
-        return np.subtract(*(weighted_auc(score, a[seed]["label"], weight) for score in scores[seed]))
-
-    means = [gap(seed, np.ones((1, len(run["user"])))) for seed, run in enumerate(a)]
-    return float(np.mean(means)), *difference_interval([run["user"] for run in a], gap, replicates)
-
-
 def _tables(arguments, pairs, done: dict[tuple[str, str, int], dict], results: Path) -> str:
     line = next(iter(done.values()))
     out = [
@@ -278,9 +255,9 @@ def _tables(arguments, pairs, done: dict[tuple[str, str, int], dict], results: P
             if a not in arguments.rows or b not in arguments.rows:
                 continue
             runs = [[dict(np.load(_scores(results, (row, split, s)))) for s in arguments.seeds] for row in (a, b)]
-            mean, low, high = difference(*runs)
-            above = sum(done[a, split, s]["test"]["auc"] > done[b, split, s]["test"]["auc"] for s in arguments.seeds)
-            out.append(f"| {a} − {b} | {mean:+.4f} [{low:+.4f}, {high:+.4f}] | {above} of {len(arguments.seeds)} |")
+            gap = paired_difference(*runs)
+            bounds = f"[{gap.low:+.4f}, {gap.high:+.4f}]"
+            out.append(f"| {a} − {b} | {gap.mean:+.4f} {bounds} | {gap.above} of {gap.seeds} |")
         out.append("")
     return "\n".join(out)
 
