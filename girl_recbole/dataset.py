@@ -5,6 +5,10 @@ Pairs      NAME.inter or the benchmark files, read by atomic.py: labels are 0 (m
            ranking evaluation (mode full, uni100, ...) RecBole takes every pair of a part for a relevant one, so there
            a mismatched pair of valid or test is not one of the pairs to be found; its job stays among the candidates.
            Until RecBole has numbered them, ids are categories: a text an id and four bytes a pair.
+           ``train_share`` keeps a share of the training pairs, drawn by ``seed``, a smaller share within a larger one.
+           ``train_stages: [sft, reward]`` adds the pairs of these stages to the training part: what a generator learnt
+           from, for models that read no generated JD. A stage that has matches only (sft) gets
+           ``train_stages_sampled`` mismatches a match: the same seeker with the job of another seeker's match.
 Vectors    ``vectors("cv")`` is (user_num, D), row = RecBole's internal id, row 0 = padding = zeros; float16 as on disk,
            float32 where it is a mean of several JDs. Models gather rows by id, so memory grows with seekers and jobs
            and not with pairs. The dataset keeps none of them: a saved dataset or data loader holds no vectors, and a
@@ -94,8 +98,14 @@ class GIRLDataset(Dataset):
         return [[], *(found[key][:n_samples] for key in ids)]
 
     def build(self):
-        """RecBole's split; then, in parts that are ranked, only matched pairs are to be found."""
+        """RecBole's split; then the share of train that is asked for, and, in parts that are ranked, matches alone."""
         parts = super().build()
+        share = self.config["train_share"]
+        if share < 1:
+            count = len(parts[0].inter_feat)
+            order = np.random.default_rng([self.config["seed"], 1]).permutation(count)
+            kept = np.sort(order[: max(1, round(share * count))])
+            parts[0].inter_feat = _take(parts[0].inter_feat, torch.from_numpy(kept))
         modes = self.config["eval_args"]["mode"]
         for name, part in zip(("train", "valid", "test"), parts, strict=True):
             if name == "train" or modes[name] == "labeled":
@@ -119,7 +129,12 @@ class GIRLDataset(Dataset):
 
     def _load_inter_feat(self, token, dataset_path):
         """As RecBole's, with one set of categories for the ids of all parts."""
+        share, stages = self.config["train_share"], self.config["train_stages"]
+        if not 0 < share <= 1:
+            raise ConfigError(f"train_share: {share}; a share above 0 and at most 1 is required.")
         if self.benchmark_filename_list is None:
+            if stages:
+                raise ConfigError(f"train_stages: {stages} needs the parts that `girl split {token}` writes.")
             super()._load_inter_feat(token, dataset_path)
             return
         parts = []
@@ -128,12 +143,39 @@ class GIRLDataset(Dataset):
             if not path.exists():
                 raise DataError(f"{path}: no such file.{_split_command(token, name)}")
             parts.append(self._load_feat(path, FeatureSource.INTERACTION))
+        if stages:
+            parts[0] = pd.concat([parts[0], *(self._stage(stage, parts) for stage in stages)], ignore_index=True)
+            for field in (self.uid_field, self.iid_field):
+                parts[0][field] = parts[0][field].astype("category")
         for field in (self.uid_field, self.iid_field):
             ids = pd.api.types.union_categoricals([part[field] for part in parts])
             for part in parts:
                 part[field] = part[field].cat.set_categories(ids.categories)
         self.inter_feat = pd.concat(parts, ignore_index=True)
         self.file_size_list = [len(part) for part in parts]
+
+    def _stage(self, stage: str, parts: list[pd.DataFrame]) -> pd.DataFrame:
+        """The pairs of ``sft`` or ``reward`` that are in no part, with drawn mismatches where the stage has none."""
+        if stage not in ("sft", "reward"):
+            raise ConfigError(f"train_stages: {stage!r} is no stage that has pairs; known: sft, reward.")
+        path = self.files.stage(stage)
+        if not path.exists():
+            raise DataError(f"{path}: no such file; train_stages: [{stage}] needs the pairs of that stage.")
+        frame = self._load_feat(path, FeatureSource.INTERACTION)
+        frame = frame.astype({self.uid_field: str, self.iid_field: str})
+        drawn = 0
+        if frame[self.label_field].min() > 0.5:
+            other = _mismatches(
+                frame, self.config["train_stages_sampled"], self.uid_field, self.iid_field, self.config["seed"]
+            )
+            drawn = len(other)
+            frame = pd.concat([frame, other.assign(**{self.label_field: 0.0})], ignore_index=True)
+        pair = [self.uid_field, self.iid_field]
+        known = pd.concat([part[pair].astype(str) for part in parts], ignore_index=True)
+        repeated = pd.MultiIndex.from_frame(frame[pair]).isin(pd.MultiIndex.from_frame(known))
+        _log.info("%s: %d pairs of %s join train (%d drawn mismatches among them; %d are in a part already, left out)",
+                  self.dataset_name, (~repeated).sum(), stage, drawn, repeated.sum())  # fmt: skip
+        return frame[~repeated][[name for name in parts[0] if name in frame]]
 
     def _load_feat(self, filepath, source):
         """Pairs are read here, side features by RecBole."""
@@ -162,6 +204,18 @@ class GIRLDataset(Dataset):
         if len(columns) == 1 and isinstance(columns[0], pd.Categorical):
             return columns[0], []
         return super()._concat_remaped_tokens(remap_list)
+
+
+def _mismatches(matches: pd.DataFrame, count: int, user: str, item: str, seed: int) -> pd.DataFrame:
+    """``count`` rows for each of ``matches``: the same seeker with the job of another's match, no pair twice."""
+    if type(count) is not int or count < 0:
+        raise ConfigError(f"train_stages_sampled: {count!r} mismatches a match; an int of at least 0 is required.")
+    rng = np.random.default_rng([seed, 2])
+    rows = matches.loc[matches.index.repeat(count)].reset_index(drop=True)
+    rows[item] = matches[item].to_numpy()[rng.integers(0, len(matches), len(rows))]
+    pair = [user, item]
+    taken = pd.MultiIndex.from_frame(rows[pair]).isin(pd.MultiIndex.from_frame(matches[pair]))
+    return rows[~taken].drop_duplicates(pair)
 
 
 def _take(pairs: Interaction, index: torch.Tensor) -> Interaction:

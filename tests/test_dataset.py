@@ -224,3 +224,46 @@ def test_a_first_run_embeds_only_the_samples_that_it_reads(toy, tiny_encoder):
     two = dataset.vectors("gen.sft", 2)
     assert two.dtype == np.float32  # a mean
     assert not np.array_equal(two, one)
+
+
+def test_a_share_of_train_is_drawn_and_a_smaller_one_lies_within(toy, tiny_encoder):
+    sizes = {}
+    for share in (1.0, 0.5, 0.25):
+        train, valid, test = create_dataset(make_config(toy, tiny_encoder, train_share=share)).build()
+        sizes[share] = set(_pairs(train))
+        assert len(valid) == len(read_interactions(toy.split("cold", "valid")))
+        assert len(test) == len(read_interactions(toy.split("cold", "test")))
+    assert sizes[0.25] < sizes[0.5] < sizes[1.0]
+    assert len(sizes[0.5]) == round(0.5 * len(sizes[1.0]))
+    with pytest.raises(ConfigError, match="train_share: 0; a share above 0"):
+        create_dataset(make_config(toy, tiny_encoder, train_share=0))
+
+
+def _write_stage(toy, stage, rows):
+    write_interactions(toy.stage(stage), pd.DataFrame(rows, columns=["user_id", "item_id", "label", "timestamp"]))
+
+
+def test_pairs_of_other_stages_join_train_and_no_other_part(toy, tiny_encoder):
+    parts = [read_interactions(toy.split("cold", part)) for part in PARTS]
+    users, items = (pd.unique(pd.concat(parts)[name]) for name in ("user_id", "item_id"))
+    in_test = parts[2].iloc[0]
+    known = set(zip(*(pd.concat(parts)[name] for name in ("user_id", "item_id")), strict=True))
+    new = [next((u, i) for i in items[at % 5 :] if (u, i) not in known) for at, u in enumerate(users[:20])]
+    _write_stage(toy, "reward", [(*new[0], 1, 1), (*new[1], 0, 2), (in_test.user_id, in_test.item_id, 1, 3)])
+    train, _, test = create_dataset(make_config(toy, tiny_encoder, train_stages=["reward"])).build()
+    before = sorted(zip(parts[0]["user_id"], parts[0]["item_id"], parts[0]["label"], strict=True))
+    assert _pairs(train) == sorted([*before, (*new[0], 1.0), (*new[1], 0.0)])
+    assert len(test) == len(parts[2])
+
+    matches = new[2:12]
+    _write_stage(toy, "sft", [(*pair, 1, 1) for pair in matches])
+    train = create_dataset(make_config(toy, tiny_encoder, train_stages=["sft"], train_stages_sampled=2)).build()[0]
+    added = [pair for pair in _pairs(train) if pair not in set(before)]
+    assert sorted(pair[:2] for pair in added if pair[2] == 1) == sorted(matches)
+    drawn = [pair[:2] for pair in added if pair[2] == 0]
+    assert drawn
+    assert not set(drawn) & {*matches, *known}
+    assert {user for user, _ in drawn} <= {user for user, _ in matches}
+    assert {item for _, item in drawn} <= {item for _, item in matches}
+    with pytest.raises(ConfigError, match="train_stages: 'rl' is no stage that has pairs"):
+        create_dataset(make_config(toy, tiny_encoder, train_stages=["rl"]))
