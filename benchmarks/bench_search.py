@@ -27,13 +27,13 @@ import pandas as pd
 import torch
 from common import MemoryPeak
 
-from girl_recbole import embed as embed_module
 from girl_recbole.atomic import DatasetFiles, read_docs, read_generated, write_docs, write_table
 from girl_recbole.config import make_config
 from girl_recbole.encoder import Encoder, encoder_folder, encoder_hash
 from girl_recbole.index import Index, IndexConfig, build
 from girl_recbole.manifest import file_hash, text_hash, write_manifest
 from girl_recbole.shipped import shipped_folder
+from girl_recbole.vectors import identity, vectors_folder
 
 _K, _QUERIES, _TUNING, _SINGLE, _BLOCK = 100, 1000, 150, 50, 50_000
 _ALL = _QUERIES + _TUNING
@@ -80,7 +80,7 @@ def plant(folder, count, data, real):
     queries = {"generated": generated, "cv": cvs}
     if data == "gaussian":
         queries = {"gaussian": _unit(rng.standard_normal((_ALL, jds.shape[1])))}
-    target = embed_module._folder(files, config)
+    target = vectors_folder(files, config)
     target.mkdir(parents=True)
     sha256, jobs = encoder_hash(encoder_folder(config.encoder)), made_jobs(count, data, jds, rng)
     tuning = {f"tuning{n}": some[_QUERIES:] for n, some in enumerate(queries.values())}
@@ -100,7 +100,7 @@ def plant(folder, count, data, real):
         types = {column: "token", "text_hash": "token", "truncated": "float"}
         write_table(target / f"{kind}-{digest}.ids", table, types)
         facts = {"digest": digest, "rows": rows, "samples": None, "source_sha256": file_hash(files.idoc)}
-        write_manifest(target / kind, "vectors", config={}, **facts, **embed_module._identity(config, sha256))
+        write_manifest(target / kind, "vectors", config={}, **facts, **identity(config, sha256))
     for name, some in queries.items():
         some = some[:_QUERIES]
         np.save(folder / f"queries-{name}.npy", some)

@@ -54,9 +54,9 @@ from filelock import FileLock
 from scipy.special import expit
 
 from girl_recbole.atomic import DatasetFiles, atomic_write
-from girl_recbole.embed import EmbedConfig, _check_texts, _committed, _embed_command, _folder, _fresh
 from girl_recbole.errors import ConfigError, DataError, some_of, suggest
 from girl_recbole.manifest import cached_file_hash, file_hash, manifest_path, read_manifest, text_hash, write_manifest
+from girl_recbole.vectors import EmbedConfig, check_texts, committed, embed_command, open_vectors, vectors_folder
 
 __all__ = ["DotModel", "Index", "IndexConfig", "build", "unusable"]
 
@@ -395,14 +395,14 @@ def _jobs_of(files: DatasetFiles, config: Any, model: DotModel | None) -> _Jobs:
             ids=model.ids,
             digest=text_hash(sha256, file_hash(files.idoc), *model.ids)[:16],
             unit=False,
-            folder=_folder(files, model.embed_config) / "index",
+            folder=vectors_folder(files, model.embed_config) / "index",
             name=f"model-{sha256[:12]}",
             queries=lambda: [model.queries(np.random.default_rng(0).permutation(model.users)[:_QUERIES])],
         )
-    matrix = _fresh(files, config, "jd")
+    matrix = open_vectors(files, config, "jd")
     ids = matrix.table["item_id"].to_numpy(object)
-    _check_texts(files, config, "jd", ids, matrix, np.arange(len(ids))[:, None])
-    folder = _folder(files, config)
+    check_texts(files, config, "jd", ids, matrix, np.arange(len(ids))[:, None])
+    folder = vectors_folder(files, config)
     return _Jobs(
         vectors=matrix.vectors,
         ids=ids,
@@ -411,7 +411,7 @@ def _jobs_of(files: DatasetFiles, config: Any, model: DotModel | None) -> _Jobs:
         folder=folder / "index",
         name="jd",
         queries=lambda: [
-            other.vectors for other in _committed(folder, config, matrix.manifest["encoder_sha256"]).values()
+            other.vectors for other in committed(folder, config, matrix.manifest["encoder_sha256"]).values()
         ],
     )
 
@@ -419,7 +419,7 @@ def _jobs_of(files: DatasetFiles, config: Any, model: DotModel | None) -> _Jobs:
 def _command(files: DatasetFiles, config: Any, model: DotModel | None) -> str:
     if model is not None:
         return f"girl index {files.name} --checkpoint={model.checkpoint}"
-    return _embed_command(files, replace(config, n_generated=1)).replace("girl embed", "girl index", 1)
+    return embed_command(files, replace(config, n_generated=1)).replace("girl embed", "girl index", 1)
 
 
 def _check_vectors(jobs: _Jobs, files: DatasetFiles, config: Any) -> None:
@@ -431,7 +431,7 @@ def _check_vectors(jobs: _Jobs, files: DatasetFiles, config: Any) -> None:
         raise DataError(
             f"{files.idoc.name}: the vectors of {len(bad)} of {len(jobs.ids)} jobs are zero or not finite (first: "
             f"{some_of(bad)}); no cosine is defined for them. Correct these JDs, or set another encoder, then run "
-            f"`{_embed_command(files, config)}`."
+            f"`{embed_command(files, config)}`."
         )
 
 

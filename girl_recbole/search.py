@@ -34,13 +34,14 @@ import pandas as pd
 from tqdm import tqdm
 
 from girl_recbole.atomic import DatasetFiles, atomic_write, iter_docs, read_interactions, read_table
-from girl_recbole.embed import EmbedConfig, _explain_missing, _fresh, load_vectors, read_texts
 from girl_recbole.encoder import Encoder
 from girl_recbole.errors import ConfigError, DataError, some_of, suggest
 from girl_recbole.generate import TRAINED, JDGenerator, LocalEngine, cv_room, generator_folder, load_generator
 from girl_recbole.index import DotModel, Index, unusable
 from girl_recbole.manifest import read_manifest
 from girl_recbole.prompts import parse_jd
+from girl_recbole.texts import read_texts
+from girl_recbole.vectors import EmbedConfig, explain_missing, load_vectors, open_vectors
 
 __all__ = ["SearchConfig", "rank", "search", "trained_with"]
 
@@ -181,7 +182,7 @@ def _source(
         if n == 1 or config.search_samples == "mean":
             found = mean[:, None]
         else:
-            matrix = _fresh(files, config, kind)
+            matrix = open_vectors(files, config, kind)
             rows = matrix.find(some, n)
             found = np.asarray(matrix.vectors[rows.ravel()], np.float32).reshape(len(some), n, -1)
         bad = np.unique(unusable(found.reshape(-1, found.shape[2])) // found.shape[1])
@@ -198,7 +199,7 @@ def _source(
 
 def _check_seekers(files: DatasetFiles, config: SearchConfig, kind: str, users: Sequence[str], n: int) -> None:
     """Raise for seekers who are unknown or have no vector, before the first search."""
-    rows = _fresh(files, config, kind).find(users, n)
+    rows = open_vectors(files, config, kind).find(users, n)
     missing = [users[i] for i in np.flatnonzero((rows < 0).any(axis=1))]
     if not missing:
         return
@@ -209,7 +210,7 @@ def _check_seekers(files: DatasetFiles, config: SearchConfig, kind: str, users: 
             f"{files.udoc}: {len(unknown)} of {len(users)} seekers are unknown (first: {some_of(unknown)}); a CV each "
             f"is required. Search for a new seeker with --cv FILE."
         )
-    _explain_missing(files, config, kind, missing, len(users), n)
+    explain_missing(files, config, kind, missing, len(users), n)
 
 
 def _text_vectors(

@@ -14,6 +14,8 @@ import torch
 from conftest import make_toy
 
 from girl_recbole import embed as embed_module
+from girl_recbole import texts as texts_module
+from girl_recbole import vectors as vectors_module
 from girl_recbole.atomic import (
     iter_docs,
     read_docs,
@@ -29,6 +31,8 @@ from girl_recbole.encoder import Encoder, encoder_folder, encoder_slug
 from girl_recbole.errors import ConfigError, DataError
 from girl_recbole.manifest import file_hash, text_hash, write_manifest
 from girl_recbole.shipped import shipped_folder
+from girl_recbole.texts import read_texts
+from girl_recbole.vectors import open_vectors
 
 
 @pytest.fixture
@@ -344,7 +348,7 @@ def test_a_file_written_between_two_readings_is_read_again(toy, config, monkeypa
 def test_a_reader_keeps_what_it_has_opened(toy, config):
     embed(toy, config, kinds=["cv"])
     before = load_vectors(toy, config, "cv", ["u1", "u7"])
-    matrix = embed_module._fresh(toy, config, "cv")
+    matrix = open_vectors(toy, config, "cv")
     write_docs(toy.udoc, reversed(read_docs(toy.udoc).items()), "user")
     embed(toy, config, kinds=["cv"])
     np.testing.assert_array_equal(matrix.vectors[matrix.find(["u1", "u7"], 1)[:, 0]], before.astype(np.float16))
@@ -359,20 +363,18 @@ def test_blocks_chunks_and_pieces_of_any_size_give_the_same_vectors(toy, config,
     config = replace(config, n_generated=2)
     embed(toy, config)
     kinds = {"cv": 1, "jd": 1, "gen.sft": 2}
-    ids = {kind: list(embed_module.read_texts(toy, kind)) for kind in kinds}
+    ids = {kind: list(read_texts(toy, kind)) for kind in kinds}
     whole = {kind: load_vectors(toy, config, kind, ids[kind], n) for kind, n in kinds.items()}
     tables = [path.read_bytes() for path in sorted(toy.folder.glob("vectors/*/*.ids"))]
     shutil.rmtree(toy.folder / "vectors")
     sizes = {
-        "_BLOCK_TEXTS": 70,
-        "_CHUNK_TEXTS": 30,
-        "_CHUNK_CHARACTERS": 900,
-        "_PIECE_BYTES": 1000,
-        "_IDS": 50,
-        "_ROWS": 7,
+        embed_module: {"_BLOCK_TEXTS": 70, "_CHUNK_TEXTS": 30, "_CHUNK_CHARACTERS": 900, "_IDS": 50},
+        texts_module: {"_IDS": 50, "_ROWS": 7},
+        vectors_module: {"_PIECE_BYTES": 1000},
     }
-    for name, size in sizes.items():
-        monkeypatch.setattr(embed_module, name, size)
+    for module, values in sizes.items():
+        for name, size in values.items():
+            monkeypatch.setattr(module, name, size)
     embed(toy, config)
     for kind, n in kinds.items():
         np.testing.assert_allclose(load_vectors(toy, config, kind, ids[kind], n), whole[kind], atol=2e-3)
@@ -527,7 +529,7 @@ def test_chunks_of_a_killed_run_are_not_encoded_again(toy, config, monkeypatch):
 
 def test_the_chunks_of_a_killed_run_are_kept_for_the_kinds_that_are_not_done(toy, config, monkeypatch):
     monkeypatch.setattr(embed_module, "_CHUNK_TEXTS", 100)
-    texts = [t for kind in ("cv", "gen.sft") for t, *_ in embed_module.read_texts(toy, kind).values()]
+    texts = [t for kind in ("cv", "gen.sft") for t, *_ in read_texts(toy, kind).values()]
     real, seen = Encoder.encode, []
 
     def counting(self, texts, **kwargs):
@@ -605,7 +607,7 @@ def test_jds_generated_from_other_cvs_are_refused(toy, config):
         for reading in (
             lambda: load_vectors(toy, config, "gen.sft", ["u1"]),
             lambda: embed(toy, config, kinds=["gen.sft"]),
-            lambda: embed_module.read_texts(toy, "gen.sft", ["u1"]),
+            lambda: read_texts(toy, "gen.sft", ["u1"]),
         ):
             with pytest.raises(DataError, match=message) as error:
                 reading()
@@ -674,6 +676,6 @@ def test_the_shipped_generated_jds_are_read_wherever_they_lie(tmp_path):
     for name in ("udoc", "sft.gdoc", "sft.gdoc.manifest.json"):
         shutil.copy(source / f"jobrec-sim.{name}", folder)
     files = embed_module.DatasetFiles(folder, "jobrec-sim")
-    assert embed_module.read_texts(files, "gen.sft")
+    assert read_texts(files, "gen.sft")
     files.udoc.write_text(files.udoc.read_text() + "elsewhere\ttrade1\n")  # by text, not by the file's hash
-    assert embed_module.read_texts(files, "gen.sft")
+    assert read_texts(files, "gen.sft")

@@ -22,7 +22,6 @@ from test_two_tower import build as build_model
 from test_two_tower import fit
 
 from girl_recbole import cli
-from girl_recbole import embed as embed_module
 from girl_recbole import index as index_module
 from girl_recbole.atomic import (
     DatasetFiles,
@@ -44,6 +43,7 @@ from girl_recbole.index import DotModel, Index, IndexConfig, build
 from girl_recbole.manifest import file_hash, read_manifest, text_hash, write_manifest
 from girl_recbole.search import SearchConfig, rank, search
 from girl_recbole.shipped import shipped_folder
+from girl_recbole.vectors import identity, vectors_folder
 
 KINDS = ["flat", "ivf", "hnsw"]
 
@@ -59,13 +59,13 @@ def plant(folder, encoder, vectors) -> DatasetFiles:
     texts = [f"word{n}" for n in range(len(vectors))]
     write_docs(files.idoc, zip(ids, texts, strict=True), "item")
     config, sha256 = index_config(encoder), encoder_hash(encoder_folder(str(encoder)))
-    target, digest = embed_module._folder(files, config), text_hash(vectors.astype(np.float16).tobytes().hex())[:16]
+    target, digest = vectors_folder(files, config), text_hash(vectors.astype(np.float16).tobytes().hex())[:16]
     target.mkdir(parents=True, exist_ok=True)
     np.save(target / f"jd-{digest}.npy", vectors.astype(np.float16))
     table = pd.DataFrame({"item_id": ids, "text_hash": list(map(text_hash, texts)), "truncated": 0})
     write_table(target / f"jd-{digest}.ids", table, {"item_id": "token", "text_hash": "token", "truncated": "float"})
     facts = {"digest": digest, "rows": len(ids), "samples": None, "source_sha256": file_hash(files.idoc)}
-    write_manifest(target / "jd", "vectors", config={}, **facts, **embed_module._identity(config, sha256))
+    write_manifest(target / "jd", "vectors", config={}, **facts, **identity(config, sha256))
     return files
 
 
