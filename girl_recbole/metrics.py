@@ -5,6 +5,8 @@ ECE            sum_k (n_k / N) |mean label in bin k - mean probability in bin k|
 prior entropy  -q log q - (1 - q) log(1 - q), q = share of matched pairs, in nats: the LogLoss of always predicting q
 GAUC           sum_g n_g AUC_g / sum_g n_g over the groups (seekers) g that have both labels, n_g = pairs of g;
                ties count one half
+weighted AUC   sum over (matched i, mismatched j) of w_i w_j [s_i > s_j, ties one half] / (W+ W-), for many weightings
+               of the same pairs at once: bootstrap replicates and groups
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from scipy.stats import rankdata
 
 from girl_recbole.errors import DataError
 
-__all__ = ["ece", "gauc", "prior_entropy"]
+__all__ = ["ece", "gauc", "prior_entropy", "weighted_auc"]
+
+_BLOCK = 1 << 24  # weights held at a time
 
 
 def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int) -> float:
@@ -57,6 +61,30 @@ def gauc(probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> f
     rank_sum = np.bincount(group, weights=rank * y, minlength=len(size))[both]
     auc = (rank_sum - matched[both] * (matched[both] + 1) / 2) / (matched[both] * mismatched[both])
     return float((auc * size[both]).sum() / size[both].sum())
+
+
+def weighted_auc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """AUC of pairs (N,) under each row of ``weights`` (W, N), not negative: (W,), ties one half.
+
+    A weight counts a pair that many times (bootstrap) or leaves it out (0). NaN where a row leaves one class only.
+    """
+    scores, y = np.asarray(scores, np.float64), np.asarray(labels, np.float64)
+    _check(scores, y)
+    order = np.argsort(scores, kind="stable")
+    _, block = np.unique(scores[order], return_inverse=True)
+    starts = np.flatnonzero(np.diff(block, prepend=-1))
+    y = y[order]
+    out = np.empty(len(weights))
+    step = max(1, _BLOCK // len(y))
+    for start in range(0, len(weights), step):
+        w = np.asarray(weights[start : start + step], np.float64)[:, order]
+        matched = np.add.reduceat(w * y, starts, axis=1)
+        mismatched = np.add.reduceat(w * (1 - y), starts, axis=1)
+        below = np.cumsum(mismatched, axis=1) - mismatched
+        both = matched.sum(axis=1) * mismatched.sum(axis=1)
+        wins = (matched * (below + 0.5 * mismatched)).sum(axis=1)
+        out[start : start + step] = np.divide(wins, both, out=np.full(len(w), np.nan), where=both > 0)
+    return out
 
 
 def _check(values: np.ndarray, labels: np.ndarray) -> None:
