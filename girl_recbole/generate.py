@@ -12,7 +12,8 @@ Ray cluster and writes the same bytes.
 Work is cut into shards of ``gen_shard_size`` distinct CVs (shards.py), in ``NAME.<generator>.gdoc.shards/``. A shard
 appears when it is whole. After a kill at any moment the same command goes on with what is missing, and the final file
 equals that of an undisturbed run. Shards of another model, prompt, sampling or engine are refused, not mixed in. The
-folder goes when the final file, its ``.cvs`` and its manifest are written.
+folder goes when the final file, its ``.cvs`` and its manifest are written. While one process writes a file, another is
+refused.
 
 Incremental: where a finished file was made with the same settings, the JDs of CVs that it holds are taken over, and new
 or changed CVs alone are written. With other settings all are.
@@ -78,6 +79,7 @@ from girl_recbole.shards import (
     as_keys,
     kept_path,
     key_of,
+    only_writer,
     read_kept,
     unfinished_folder,
     write_kept,
@@ -342,68 +344,68 @@ def _best(task: Task, candidates: Sequence[Written], rewards: Rewards, best_of: 
 def generate(files: DatasetFiles, config: GenerateConfig) -> dict[str, Any]:
     """Write the ``.gdoc`` and its manifest; returns the report. Nothing is done if it is there already.
 
-    Raises ``DataError`` for seekers without a CV, for a generator that was trained with another prompt, and for shards
-    in the way that another model, prompt or sampling made.
+    Raises ``DataError`` for seekers without a CV, for a generator that was trained with another prompt, for shards in
+    the way that another model, prompt or sampling made, and where another process is writing the file.
     """
     start = time.monotonic()
     check_language_model(config)
     check_least(config, gen_samples=1, gen_best_of=1, gen_batch_size=1, gen_shard_size=1)
     _check_engine(config)
-    name, best_of = _output(files, config), config.gen_best_of
+    path, best_of = files.gdoc(_output(files, config)), config.gen_best_of
     wanted = wanted_seekers(files, config.gen_stages)
-    seekers = find_seekers(files, wanted, config.gen_stages, by_seeker=best_of > 1)
-    rewards = make_rewards(files, config) if best_of > 1 else None
-    if rewards:
-        rewards.check(user for user, _, first, _ in walk(files, seekers) if first)
-    recipe, settings, generator = _prepare(files, config)
-    if rewards:
-        settings |= {"best_of": best_of, "rewards": rewards.fingerprint}
-    path = files.gdoc(name)
-    folder, manifest = unfinished_folder(path), _same_settings(path, settings)
-    if manifest and _same_cvs(path, manifest, files, wanted, seekers):
-        if _made_with(folder) == manifest["settings"]:  # a run was killed when all but this was done
-            shutil.rmtree(folder)
-        return {**manifest["report"], "file": str(path), "reused": "all: the file was there already"}
-    del wanted
-    claim(folder, settings, len(list(folder.glob("*.jsonl"))), "shards", "girl generate")
-    shards = Shards(folder)
-    found = len(shards)
-    if manifest:
-        _take_over(path, manifest, seekers, shards, config.gen_shard_size)
-    missing = seekers.first & shards.missing(seekers.keys)
-    distinct, to_write = int(seekers.first.sum()), int(missing.sum())
-    tasks = _tasks(files, seekers, missing, config.gen_shard_size)
-    samples = config.gen_samples * best_of
-    with tqdm(total=distinct * samples, initial=(distinct - to_write) * samples, desc=path.name, unit="JD") as bar:
-        for task, rows in _run(recipe, generator, tasks, bool(rewards)):
-            shards.write(task.keys, _best(task, rows, rewards, best_of) if rewards else rows)
-            bar.update(len(task.keys) * samples)
-    findings = _Findings()
-    with write_kept(path) as keep:
-        write_generated(path, findings.watch(_assemble(files, seekers, shards), keep))
-    report = {
-        "file": str(path),
-        "seekers": len(seekers.keys),
-        "distinct_cvs": distinct,
-        "empty_cvs": seekers.empty,
-        **findings.report(),
-    }
-    once = {
-        "shards": len(shards),
-        "shards_reused": found,
-        **({"shards_corrupt": shards.corrupt} if shards.corrupt else {}),
-        "cvs_reused": distinct - to_write,
-        "cvs_written": to_write,
-        **({"requests": dict(generator.engine.counts)} if config.gen_engine == "api" else {}),
-        "wall_time_s": round(time.monotonic() - start, 1),
-    }
-    write_manifest(
-        path, "gdoc", config=dataclasses.asdict(config), inputs=[files.udoc], seed=config.seed,
-        wall_time_s=once["wall_time_s"], settings=settings, source=seekers.source, sha256=file_hash(path),
-        cvs_sha256=file_hash(kept_path(path)), report={k: v for k, v in report.items() if k != "file"},
-    )  # fmt: skip
-    shutil.rmtree(folder)
-    return report | once
+    with only_writer(path):
+        seekers = find_seekers(files, wanted, config.gen_stages, by_seeker=best_of > 1)
+        rewards = make_rewards(files, config) if best_of > 1 else None
+        if rewards:
+            rewards.check(user for user, _, first, _ in walk(files, seekers) if first)
+        recipe, settings, generator = _prepare(files, config)
+        if rewards:
+            settings |= {"best_of": best_of, "rewards": rewards.fingerprint}
+        folder, manifest = unfinished_folder(path), _same_settings(path, settings)
+        if manifest and _same_cvs(path, manifest, files, wanted, seekers):
+            if _made_with(folder) == manifest["settings"]:  # a run was killed when all but this was done
+                shutil.rmtree(folder)
+            return {**manifest["report"], "file": str(path), "reused": "all: the file was there already"}
+        del wanted
+        claim(folder, settings, len(list(folder.glob("*.jsonl"))), "shards", "girl generate")
+        shards = Shards(folder)
+        found = len(shards)
+        if manifest:
+            _take_over(path, manifest, seekers, shards, config.gen_shard_size)
+        missing = seekers.first & shards.missing(seekers.keys)
+        distinct, to_write = int(seekers.first.sum()), int(missing.sum())
+        tasks = _tasks(files, seekers, missing, config.gen_shard_size)
+        samples = config.gen_samples * best_of
+        with tqdm(total=distinct * samples, initial=(distinct - to_write) * samples, desc=path.name, unit="JD") as bar:
+            for task, rows in _run(recipe, generator, tasks, bool(rewards)):
+                shards.write(task.keys, _best(task, rows, rewards, best_of) if rewards else rows)
+                bar.update(len(task.keys) * samples)
+        findings = _Findings()
+        with write_kept(path) as keep:
+            write_generated(path, findings.watch(_assemble(files, seekers, shards), keep))
+        report = {
+            "file": str(path),
+            "seekers": len(seekers.keys),
+            "distinct_cvs": distinct,
+            "empty_cvs": seekers.empty,
+            **findings.report(),
+        }
+        once = {
+            "shards": len(shards),
+            "shards_reused": found,
+            **({"shards_corrupt": shards.corrupt} if shards.corrupt else {}),
+            "cvs_reused": distinct - to_write,
+            "cvs_written": to_write,
+            **({"requests": dict(generator.engine.counts)} if config.gen_engine == "api" else {}),
+            "wall_time_s": round(time.monotonic() - start, 1),
+        }
+        write_manifest(
+            path, "gdoc", config=dataclasses.asdict(config), inputs=[files.udoc], seed=config.seed,
+            wall_time_s=once["wall_time_s"], settings=settings, source=seekers.source, sha256=file_hash(path),
+            cvs_sha256=file_hash(kept_path(path)), report={k: v for k, v in report.items() if k != "file"},
+        )  # fmt: skip
+        shutil.rmtree(folder)
+        return report | once
 
 
 def _check_engine(config: GenerateConfig) -> None:

@@ -8,6 +8,8 @@ seeker where a reward of the seeker chose among candidates). Keys are the only t
                                {"rows", "sha256"}: how many lines there are before it, and the hash of their bytes
     NAME.GENERATOR.gdoc.cvs    Parquet, beside a finished file, a row for each of its seekers in their order: key,
                                ended, cut, rewards. So the JDs of CVs that stay are taken over when others change
+    .NAME.GENERATOR.gdoc.lock  held while the file is written, and names the process that does (:func:`only_writer`);
+                               empty of meaning when nobody holds it
 
 A shard is named by the hash of its keys, written beside its name, synced and renamed, so that it is whole or absent.
 Its last line tells one that was cut or changed afterwards: it is reported, removed and written again.
@@ -22,6 +24,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+import platform
+import time
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +37,7 @@ from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
+from filelock import FileLock, Timeout
 from pyarrow import parquet
 
 from girl_recbole.atomic import atomic_write
@@ -46,6 +52,7 @@ __all__ = [
     "as_keys",
     "kept_path",
     "key_of",
+    "only_writer",
     "read_kept",
     "rows_of",
     "unfinished_folder",
@@ -162,6 +169,28 @@ class Shards:
             return np.full(len(keys), -1)
         at = np.minimum(np.searchsorted(self._sorted, keys), len(self._sorted) - 1)
         return np.where(self._sorted[at] == keys, self._order[at], -1)
+
+
+@contextmanager
+def only_writer(gdoc: Path) -> Iterator[None]:
+    """Hold a ``.gdoc`` and its shards. ``DataError`` names the process that holds them; the hold of one that is killed
+    ends with it."""
+    path = gdoc.with_name(f".{gdoc.name}.lock")
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        other = path.read_text(encoding="utf-8") or "another process"
+        raise DataError(
+            f"{gdoc}: is being written by {other}; two would be in each other's way. Wait until it is done, or end it, "
+            f"and run the same command again; or write to another name with --gen_as."
+        ) from None
+    try:
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        path.write_text(f"process {os.getpid()} on {platform.node()}, begun {since}", encoding="utf-8")
+        yield
+    finally:
+        lock.release()
 
 
 def unfinished_folder(gdoc: Path) -> Path:

@@ -3,8 +3,12 @@ nothing corrupt is used."""
 
 import errno
 import json
+import multiprocessing
 import os
+import platform
+import signal
 import tempfile
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -360,6 +364,42 @@ def test_a_full_disk_is_named_and_finished_shards_stay(tmp_path, capsys):
     assert not path.exists()
     report, engine = _run(files)
     assert (report["cvs_reused"], engine.asked) == (6, [])
+
+
+def _write_until_told(files, begun):
+    """A run that stays at its second shard."""
+    engine = Echo()
+
+    def wait():
+        if len(engine.asked) == 4:
+            begun.set()
+            time.sleep(60)
+
+    engine.watch = wait
+    _run(files, engine)
+
+
+def test_a_file_that_another_process_writes_is_left_to_it(tmp_path):
+    files = _files(tmp_path, [f"cv {n}" for n in range(12)])
+    context = multiprocessing.get_context("fork")
+    begun = context.Event()
+    other = context.Process(target=_write_until_told, args=(files, begun))
+    other.start()
+    assert begun.wait(60)
+    engine, before = Echo(), sorted(unfinished_folder(files.gdoc("sft")).iterdir())
+    with pytest.raises(
+        DataError,
+        match=rf"toy\.sft\.gdoc: is being written by process {other.pid} on {platform.node()}, begun 20.* --gen_as",
+    ):
+        _run(files, engine)
+    assert engine.asked == []
+    assert sorted(unfinished_folder(files.gdoc("sft")).iterdir()) == before
+    _run(files, gen_as="mine")  # another file is free
+    os.kill(other.pid, signal.SIGKILL)
+    other.join()
+    report, engine = _run(files)  # and this one, now that nobody writes it
+    assert engine.asked == [f"cv {n}" for n in (4, 6, 8, 10)]
+    assert report["cvs_reused"] == 2
 
 
 @pytest.mark.parametrize("changed", [8, 0])
