@@ -30,8 +30,19 @@ MODELS = {
     "GIRLBaseDot": "girl_recbole.models.two_tower",
     "GIRLEnhancedMLP": "girl_recbole.models.two_tower",
     "GIRLEnhancedDot": "girl_recbole.models.two_tower",
+    "APJFNN": "girl_recbole.models.apjfnn",
+    "BIGRec": "girl_recbole.models.bigrec",
+    "BIGRecMLP": "girl_recbole.models.bigrec",
+    "BM25": "girl_recbole.models.lexical",
+    "BPJFNN": "girl_recbole.models.bpjfnn",
+    "FTLLM": "girl_recbole.models.ft_llm",
+    "GradientBoosting": "girl_recbole.models.boosting",
+    "PJFNN": "girl_recbole.models.pjfnn",
+    "TFIDF": "girl_recbole.models.lexical",
 }
 """Model name -> the module that defines the class of this name."""
+
+_OWN_TRAINERS = {"FTLLM": "girl_recbole.models.ft_llm"}  # model name -> where its <Model>Trainer is
 
 _MODEL_PACKAGE = "recbole.model.general_recommender"
 
@@ -69,7 +80,10 @@ def _answer(module: ModuleType, ending: str, source: str, name: str) -> None:
     """``getattr(module, "<one of MODELS>" + ending)`` gives ``source.name``, imported when asked for."""
 
     def __getattr__(wanted: str):
-        if wanted.endswith(ending) and wanted[: -len(ending)] in MODELS:
+        model = wanted.removesuffix(ending)
+        if ending == "Trainer" and model in _OWN_TRAINERS:
+            return getattr(importlib.import_module(_OWN_TRAINERS[model]), wanted)
+        if wanted.endswith(ending) and model in MODELS:
             return getattr(importlib.import_module(source), name)
         raise AttributeError(f"module {module.__name__!r} has no attribute {wanted!r}")
 

@@ -11,6 +11,7 @@ Where it differs from the stock class:
   ``arguments=[...]`` replaces the command line of the process;
 * files are read by the safe YAML loader, and a key given twice in one file is an error;
 * ``[AUC,LogLoss]``, without quotes, is a list for the keys that are lists; a value of ours of a wrong type is an error;
+* our property file of a model of RecBole's (NeuMF, LightGCN: labelled pairs) counts for datasets that have one, too;
 * models of ours use the dataset ``dataset`` of overall.yaml when none is named; an unknown model or metric is an error
   with a suggestion;
 * ``split: warm | cold | cold_strict`` (or a further draw, such as ``cold-s1``) selects the files
@@ -113,7 +114,10 @@ class Config(StockConfig):
 
     def _load_internal_config_dict(self, model, model_class, dataset):
         super()._load_internal_config_dict(model, model_class, dataset)
-        for name in ("overall.yaml", f"model/{model}.yaml", f"dataset/{dataset}.yaml"):
+        names = ["overall.yaml", f"model/{model}.yaml", f"dataset/{dataset}.yaml"]
+        if model not in MODELS and not properties_file(names[2]).exists():
+            del names[1]  # labelled pairs for RecBole's models; on other datasets they are what RecBole makes them
+        for name in names:
             path = properties_file(name)
             if path.exists():
                 self.internal_config_dict.update(load_properties(path))

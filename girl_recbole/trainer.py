@@ -46,7 +46,8 @@ class GIRLTrainer(Trainer):
         """As RecBole's fit; then calibrate. Returns the best validation score and result, calibrated.
 
         With ``saved=False`` the best state is kept in memory, and the model has it in the end. A model that does not
-        learn (scorer.py) is only calibrated.
+        learn (scorer.py) is only calibrated; before that, its ``tune_on(validate)``, if it has one, chooses what is
+        chosen on validation, by ``validate() -> float``, larger is better.
         """
         self._set_platt(1.0, 0.0)
         best = {}
@@ -60,7 +61,7 @@ class GIRLTrainer(Trainer):
         if getattr(self.model, "learns", True):
             score, result = super().fit(train_data, valid_data, verbose, saved, show_progress, after_validation)
         else:
-            score, result = self._fitted_already(valid_data, saved, show_progress)
+            score, result = self._fitted_already(train_data, valid_data, saved, show_progress)
         if best:
             self.model.load_state_dict(best)
         if not self.config["calibrate"] or not valid_data:
@@ -89,13 +90,26 @@ class GIRLTrainer(Trainer):
             self.logger.info(f"calibrated on {len(labels)} validation pairs: sigmoid({a:.4f} * logit + {b:.4f})")
         return score, result
 
-    def _fitted_already(self, valid_data, saved, show_progress):
+    def _fitted_already(self, train_data, valid_data, saved, show_progress):
+        self.eval_collector.data_collect(train_data)  # what RecBole's fit does first: counts for its metrics
+        if valid_data and hasattr(self.model, "tune_on"):
+            self.model.tune_on(lambda: self._validated(valid_data))
         if saved:
             self._save_checkpoint(-1, verbose=False)
         if not valid_data:
             return self.best_valid_score, self.best_valid_result
         self.best_valid_score, self.best_valid_result = self._valid_epoch(valid_data, show_progress=show_progress)
         return self.best_valid_score, self.best_valid_result
+
+    def _validated(self, valid_data) -> float:
+        """The validation metric of the model as it is, calibrated if it will be; larger is better."""
+        if self.config["calibrate"] and self.config["LABEL_FIELD"] in valid_data._dataset.inter_feat:
+            logits, labels = validation_logits(self.model, valid_data, self.config)
+            if labels.min() < labels.max():
+                self._set_platt(*fit_platt(logits, labels))
+        score, _ = self._valid_epoch(valid_data)
+        self._set_platt(1.0, 0.0)
+        return score if self.valid_metric_bigger else -score
 
     def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
         """As RecBole's evaluate; with several ranks, labelled pairs are evaluated as a whole by each."""

@@ -64,6 +64,7 @@ def derangement(n: int, seed: int) -> np.ndarray:
 
 
 class _TwoTower(Scorer):
+    uses_cv = True
     uses_generated = False
 
     def __init__(self, config, dataset):
@@ -97,17 +98,17 @@ class _TwoTower(Scorer):
         raise NotImplementedError
 
     def _user_side(self, ids: torch.Tensor) -> torch.Tensor:
-        """c or [c; j'], (B, D) or (B, 2 D), standardised."""
-        c = self._standardised("cv", ids)
+        """c, [c; j'] or j', (B, D) or (B, 2 D), standardised."""
+        c = self._standardised("cv", ids) if "cv" in self._kinds() else None
         if not self.uses_generated:
             return c
         if self.generated == "zeros":
-            j_gen = torch.zeros_like(c)
+            j_gen = torch.zeros(len(ids), self.rows.dimension, device=ids.device)
         elif self.generated == "cv":
             j_gen = c
         else:
             j_gen = self._standardised("gen", self.other[ids] if self.generated == "shuffled" else ids)
-        return torch.cat([c, j_gen], dim=1)
+        return torch.cat([c, j_gen], dim=1) if self.uses_cv else j_gen
 
     def _item_side(self, ids: torch.Tensor) -> torch.Tensor:
         """j, (B, D), standardised."""
@@ -119,8 +120,9 @@ class _TwoTower(Scorer):
     # --------------------------------------------------------------------------------------------------------- set-up
 
     def _kinds(self) -> tuple[str, ...]:
+        reads_cv = self.uses_cv or self.generated == "cv"
         reads_generated = self.uses_generated and self.generated in ("real", "shuffled")
-        return ("cv", "jd", "gen") if reads_generated else ("cv", "jd")
+        return ("cv",) * reads_cv + ("jd",) + ("gen",) * reads_generated
 
     def _build_rows(self, config, dataset) -> FrozenRows | TunedRows:
         mode = one_of(config, "tune_encoder", ("none", "full", "lora"))
@@ -169,18 +171,21 @@ def _moments(parts: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]
 
 
 class _MLPPredictor(_TwoTower):
-    """MLP([c; j]) and MLP([c; j; j'])."""
+    """MLP([c; j]) and MLP([c; j; j']); without the CV (bigrec.py) MLP([j'; j])."""
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         width = self.rows.dimension
-        parts = 3 if self.uses_generated else 2
+        parts = self.uses_cv + 1 + self.uses_generated
         self.mlp = _mlp([parts * width, *_sizes(config)], 1, _dropout(config))
         nn.init.constant_(self.mlp[-1].bias, self.prior_logit)
 
     def _score_pairs(self, users, items):
-        c, j_gen = users[:, : self.rows.dimension], users[:, self.rows.dimension :]
-        return self.mlp(torch.cat([c, items, j_gen], dim=1)).squeeze(1)  # Eq 10; with j' Eq 13
+        first, j_gen = (
+            users[:, : self.rows.dimension],
+            users[:, self.rows.dimension :],
+        )  # first: c, or j' without the CV
+        return self.mlp(torch.cat([first, items, j_gen], dim=1)).squeeze(1)  # Eq 10; with j' Eq 13
 
     def encode_users(self, ids):
         width = self.rows.dimension
