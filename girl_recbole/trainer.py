@@ -26,7 +26,7 @@ from recbole.utils import EvaluatorType, InputType, ModelType
 
 from girl_recbole.calibration import fit_platt
 from girl_recbole.compat import load_checkpoint, save_checkpoint
-from girl_recbole.errors import DataError
+from girl_recbole.errors import ConfigError, DataError
 from girl_recbole.plugin import MODELS
 
 __all__ = ["GIRLTrainer", "check_splits", "drop_mismatched", "validation_logits"]
@@ -35,6 +35,14 @@ _log = logging.getLogger(__name__)
 
 
 class GIRLTrainer(Trainer):
+    def __init__(self, config, model):
+        if not config["single_spec"] and not getattr(model, "learns", True):
+            raise ConfigError(
+                f"{config['model']} is fitted at once and not trained, so several processes have nothing to share; run "
+                f"it with nproc: 1."
+            )
+        super().__init__(config, model)
+
     def _build_optimizer(self, **given):
         if getattr(self.model, "learns", True):
             return super()._build_optimizer(**given)

@@ -8,6 +8,7 @@ import torch
 from conftest import make_toy
 from recbole.data.interaction import Interaction
 from recbole.quick_start import load_data_and_model
+from recbole.utils import get_trainer
 from sklearn.feature_extraction.text import TfidfVectorizer
 from test_two_tower import build, fit, pairs_of
 
@@ -140,6 +141,10 @@ def test_a_checkpoint_gives_the_same_scores_and_refuses_other_texts(toy, tiny_en
 def test_errors(toy, tiny_encoder):
     with pytest.raises(ConfigError, match="lexical_query: 'jd' is unknown; known: cv, generated, both"):
         build(toy, tiny_encoder, "BM25", lexical_query="jd")
+    config, _, built = build(toy, tiny_encoder, "BM25")
+    config["single_spec"] = False
+    with pytest.raises(ConfigError, match=r"BM25 is fitted at once and not trained.*run it with nproc: 1"):
+        get_trainer(config["MODEL_TYPE"], "BM25")(config, built)
     toy.gdoc("sft").unlink()
     build(toy, tiny_encoder, "BM25")
     with pytest.raises(DataError, match=r"sft\.gdoc"):
