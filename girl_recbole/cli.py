@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import itertools
 import logging
 import os
 import re
@@ -20,7 +21,14 @@ import typer
 
 from girl_recbole import __version__
 from girl_recbole.atomic import DatasetFiles
-from girl_recbole.config import check_keys, load_properties, make_config, overrides_by_key, properties_file
+from girl_recbole.config import (
+    check_keys,
+    load_properties,
+    make_config,
+    overrides_by_key,
+    parse_overrides,
+    properties_file,
+)
 from girl_recbole.errors import ConfigError, GirlError
 
 __all__ = ["app", "main"]
@@ -47,6 +55,10 @@ _STAGES = {  # command: module, verb, config
     "embed": ("girl_recbole.embed", "embed", "EmbedConfig"),
     "index": ("girl_recbole.index", "build", "IndexConfig"),
     "search": ("girl_recbole.search", "search", "SearchConfig"),
+    "evaluate": ("girl_recbole.evaluation", "evaluate_checkpoint", "EvaluateConfig"),
+    "judge": ("girl_recbole.judge", "judge", "JudgeConfig"),
+    "case": ("girl_recbole.case", "case", "CaseConfig"),
+    "benchmark": ("girl_recbole.benchmark", "benchmark", "BenchmarkConfig"),
 }
 _STAGE = {"allow_extra_args": True, "ignore_unknown_options": True}
 _Name = Annotated[str, typer.Argument(help="the dataset, a folder below the data path")]
@@ -260,6 +272,121 @@ def search(
     )  # fmt: skip
 
 
+@app.command(context_settings=_STAGE)
+def benchmark(
+    context: typer.Context,
+    name: _Name,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="a short form: fewer seeds, rows and studies, no tuning")
+    ] = False,
+    data_path: _DataPath = Path("dataset"),
+    config: _Config = [],  # noqa: B006
+):
+    """Every system side by side: tuned alike, several seeds, intervals, tests, studies, and a report."""
+    _run("benchmark", context.args, name, data_path, config, quick=quick)
+
+
+@app.command(context_settings=_STAGE)
+def judge(
+    context: typer.Context,
+    name: _Name,
+    contestants: Annotated[
+        list[str], typer.Argument(help="generators of NAME.*.gdoc; matched and random are real jobs")
+    ],
+    judges: Annotated[
+        str, typer.Option("--judge", help="one or more of llm,reward,market,retrieval,format,readability")
+    ],
+    output: Annotated[str | None, typer.Option(help="the JSON file; judge-NAME.json where none is named")] = None,
+    data_path: _DataPath = Path("dataset"),
+    config: _Config = [],  # noqa: B006
+):
+    """Say whose JDs are better for the same CVs, judge by judge: Win, Tie, Lose, and how far the judges agree."""
+    named = list(itertools.takewhile(lambda word: not word.startswith("--"), contestants))
+    _run("judge", contestants[len(named) :] + context.args, name, data_path, config, contestants=named, judges=judges,
+         output=output)  # fmt: skip
+
+
+@app.command(context_settings=_STAGE)
+def case(
+    context: typer.Context,
+    name: _Name,
+    seeker: Annotated[str, typer.Option(help="id of the seeker")],
+    generators: Annotated[str | None, typer.Option(help="of NAME.*.gdoc, with commas between; all if none")] = None,
+    show_text: Annotated[bool, typer.Option("--show-text", help="show the CV as well: personal data")] = False,
+    checkpoint: Annotated[str | None, typer.Option(help="of a trained recommender that scores the jobs")] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", "-k", help="short for --search_top_k")] = None,
+    output: Annotated[str | None, typer.Option(help="the JSON file; case-NAME-ID.json where none is named")] = None,
+    data_path: _DataPath = Path("dataset"),
+    config: _Config = [],  # noqa: B006
+):
+    """One seeker: the JDs that were written, what judges give them, the jobs that they find, and why."""
+    _run(
+        "case", context.args, name, data_path, config, overrides={} if top_k is None else {"search_top_k": top_k},
+        seeker=seeker, generators=generators, show_text=show_text, checkpoint=checkpoint, output=output,
+    )  # fmt: skip
+
+
+@app.command(context_settings=_STAGE)
+def evaluate(
+    context: typer.Context,
+    name: _Name,
+    checkpoint: Annotated[str, typer.Option(help="of a trained recommender: saved/....pth")],
+    output: Annotated[str | None, typer.Option(help="write all numbers to this JSON file")] = None,
+    data_path: _DataPath = Path("dataset"),
+    config: _Config = [],  # noqa: B006
+):
+    """Rank all jobs, compare groups of seekers, and swap attributes in CVs, with a recommender that is trained."""
+    _run("evaluate", context.args, name, data_path, config, checkpoint=checkpoint, output=output)
+
+
+@app.command(context_settings=_STAGE)
+def sweep(
+    context: typer.Context,
+    file: Annotated[
+        list[str] | None,
+        typer.Argument(help="sweep file(s), YAML, or the name of a shipped one; or RecBole's params_file"),
+    ] = None,
+    params_file: Annotated[
+        Path | None, typer.Option("--params-file", "--params_file", help="the space, in RecBole's format")
+    ] = None,
+    settings: Annotated[list[str], typer.Option("--set", help="key=value of every run; may be repeated")] = [],  # noqa: B006
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="run failed trials once more")] = False,
+):
+    """Search settings by validation in parallel processes, then run the best on test; resumes where it stopped."""
+    from girl_recbole import sweep as sweeps
+
+    named = list(itertools.takewhile(lambda word: not word.startswith("--"), file or []))
+    given = parse_overrides((file or [])[len(named) :] + context.args)
+    fixed = parse_overrides([f"--{setting}" for setting in settings])
+    if not named and params_file is None:
+        raise ConfigError("girl sweep: no sweep file; name one, or --params-file=FILE with --model=NAME.")
+    configs = [
+        sweeps.read_sweep(one and Path(one), given, params_file=params_file, fixed=fixed) for one in named or [None]
+    ]
+    for config in configs:
+        for report in sweeps.sweep(config, retry_failed=retry_failed):
+            _show({key: value for key, value in report.items() if key != "final"})
+
+
+@app.command()
+def report(
+    results: Annotated[list[Path], typer.Argument(help="results.jsonl, one or more")],
+    output: Annotated[Path, typer.Option(help="the page, one HTML file that loads nothing")] = Path("report.html"),
+    markdown: Annotated[Path | None, typer.Option(help="write the tables here as well")] = None,
+    latex: Annotated[Path | None, typer.Option(help="write the tables here as well, for booktabs")] = None,
+    case: Annotated[Path | None, typer.Option(help="JSON of `girl case`: shows its texts")] = None,
+    judge: Annotated[Path | None, typer.Option(help="JSON of `girl judge`")] = None,
+    comparisons: Annotated[Path | None, typer.Option(help="comparisons.json of `girl benchmark`")] = None,
+    reference: Annotated[str | None, typer.Option(help="label of the row that others are compared with")] = None,
+    title: Annotated[str | None, typer.Option(help="heading of the page")] = None,
+):
+    """Draw tables and charts of results.jsonl as one page, and as Markdown and LaTeX."""
+    from girl_recbole.report import report as write
+
+    _show(write(results, output, markdown=markdown, latex=latex, case=case, judge=judge, comparisons=comparisons,
+                reference=reference, title=title))  # fmt: skip
+
+
 @app.command()
 def stats(name: _Name, data_path: _DataPath = Path("dataset")):
     """Describe a dataset: sizes, match rates, text lengths, vocabulary overlap, oracle, shared seekers."""
@@ -292,14 +419,15 @@ def run(context: typer.Context):
 
 
 @app.command()
-def keys(stage: Annotated[str, typer.Argument(help=f"one of {', '.join(_STAGES)}")]):
+def keys(stage: Annotated[str, typer.Argument(help=f"one of {', '.join(_STAGES)}, sweep")]):
     """List the --key=value properties of a stage: type, unit, meaning and default."""
     from girl_recbole.config import documented_keys
 
-    if stage not in _STAGES:
-        raise ConfigError(f"{stage!r} is no stage; the stages are {', '.join(_STAGES)}.")
-    fields = _keys_of(stage)
-    for key, default, meaning in documented_keys():
+    if stage not in _STAGES and stage != "sweep":
+        raise ConfigError(f"{stage!r} is no stage; the stages are {', '.join(_STAGES)}, sweep.")
+    said = documented_keys("sweep.yaml" if stage == "sweep" else "overall.yaml")
+    fields = [key for key, _, _ in said] if stage == "sweep" else _keys_of(stage)
+    for key, default, meaning in said:
         if key in fields:
             print(f"--{key}={default}\n    {meaning}")
 
