@@ -22,6 +22,7 @@ Every write goes to a file beside the target, is synced, and is renamed, so that
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import re
 import time
@@ -69,6 +70,7 @@ _TO_ESCAPE = re.compile(r"[\\\t\n\r\0]")
 _ESCAPED = re.compile(r"\\(.?)", re.DOTALL)
 _UNUSUAL = re.compile(rb"[^\t\n\x21-\x7e]")
 _BAD_ID = re.compile(r"[\s\0]")
+_RECENT = 1 << 16  # ids of documents that are held as they are
 _TYPES = ("token", "token_seq", "float", "float_seq", "text")
 
 
@@ -262,30 +264,34 @@ def write_users(path: Path, users: Iterable[str]) -> None:
 
 
 def iter_docs(path: Path) -> Iterator[tuple[str, str]]:
-    """Stream ``(id, text)`` of a ``.udoc`` or ``.idoc``, in file order; memory is that of one document.
+    """Stream ``(id, text)`` of a ``.udoc`` or ``.idoc``, in file order; memory is that of one document, of the last
+    _RECENT ids, and 16 bytes for each id before them.
 
-    Raises ``DataError`` for a duplicate id, a malformed row, bytes that are not UTF-8, or a file cut short.
+    Raises ``DataError`` for a duplicate id (at its line, or up to _RECENT documents later), a malformed row, bytes that
+    are not UTF-8, or a file cut short.
     """
     names, types = _header(path)
     if len(names) != 2 or types[1] not in ("text", "token_seq"):
         raise DataError(f"{path}: the header must be ID:token<tab>DOC:text (or token_seq), not {names}.")
     rows = _rows(path, fields=2, ours=types[1] == "text")
-    seen: set[str] = set()
+    seen = _Distinct(path)
     if types[1] == "text":
         for line, (key, text) in rows:
-            _once(key, seen, path, line)
+            seen.add(key, line)
             yield key, _unescape(text, path, line)
+        seen.check()
         return
     current, lines = None, []  # RecBole-PJF: the rows of a document follow one another
     for line, (key, text) in rows:
         if key != current:
             if current is not None:
                 yield current, "\n".join(lines)
-            _once(key, seen, path, line)
+            seen.add(key, line)
             current, lines = key, []
         lines.append(text)
     if current is not None:
         yield current, "\n".join(lines)
+    seen.check()
 
 
 def read_docs(path: Path) -> dict[str, str]:
@@ -297,14 +303,15 @@ def write_docs(path: Path, docs: Iterable[tuple[str, str]], kind: str) -> int:
     """Write ``(id, text)`` pairs as ``kind`` "user" or "item", streaming. Returns the number written."""
     if kind not in ("user", "item"):
         raise ValueError(f"kind must be 'user' or 'item', not {kind!r}")
-    seen: set[str] = set()
+    seen, count = _Distinct(path), 0
     with atomic_write(path) as file:
         file.write(f"{kind}_id:token\t{kind}_doc:text\n")
-        for number, (key, text) in enumerate(docs, start=2):
+        for count, (key, text) in enumerate(docs, start=1):
             _check_ids((key,), path, f"{kind}_id")
-            _once(key, seen, path, number)
+            seen.add(key, count + 1)
             file.write(f"{key}\t{_escape(text, path, key)}\n")
-    return len(seen)
+        seen.check()
+    return count
 
 
 def read_generated(path: Path) -> dict[str, list[str]]:
@@ -458,10 +465,40 @@ def _rows(path: Path, fields: int, ours: bool) -> Iterator[tuple[int, list[str]]
             yield number, row
 
 
-def _once(key: str, seen: set[str], path: Path, line: int) -> None:
-    if key in seen:
-        raise DataError(f"{path}: line {line}: second document of {key}; ids must be unique.")
-    seen.add(key)
+class _Distinct:
+    """The ids of documents, each of which may come once: the last ones as they are, with their lines; those before by
+    16 bytes of their hash, in sorted arrays of which each is longer than the next."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._recent: dict[str, int] = {}
+        self._held: list[np.ndarray] = []
+
+    def add(self, key: str, line: int) -> None:
+        """``DataError`` for an id that has come; for one that came long ago, later or in :meth:`check`."""
+        if key in self._recent:
+            raise self._again(key, line)
+        self._recent[key] = line
+        if len(self._recent) == _RECENT:
+            self.check()
+
+    def check(self) -> None:
+        """Compare the last ids with those before."""
+        if len(self._recent) < _RECENT and not self._held:
+            return
+        digests = (hashlib.blake2b(key.encode(), digest_size=16).digest() for key in self._recent)
+        new = np.frombuffer(b"".join(digests), "S16")
+        for held in self._held:
+            at = np.minimum(np.searchsorted(held, new), len(held) - 1)
+            if len(again := np.flatnonzero(held[at] == new)):
+                raise self._again(*list(self._recent.items())[again[0]])
+        self._recent = {}
+        self._held.append(np.sort(new))
+        while len(self._held) > 1 and len(self._held[-2]) <= len(self._held[-1]):
+            self._held[-2:] = [np.sort(np.concatenate(self._held[-2:]), kind="stable")]
+
+    def _again(self, key: str, line: int) -> DataError:
+        return DataError(f"{self._path}: line {line}: second document of {key}; ids must be unique.")
 
 
 def _escape(text: str, path: Path, key: str) -> str:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from girl_recbole import atomic
 from girl_recbole.atomic import (
     DatasetFiles,
     iter_docs,
@@ -270,6 +273,30 @@ def test_bad_ids_are_not_written(tmp_path, bad):
             tmp_path / "x.user", pd.DataFrame({"user_id": ["u1", bad]}, dtype=object), {"user_id": "token"}
         )
     assert not list(tmp_path.iterdir())
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(0, 30), max_size=30), st.integers(1, 5))
+@example([0, 1, 2, 3, 4, 5, 6, 7, 0], 2)
+def test_an_id_that_comes_twice_is_found_however_few_are_held(numbers, recent):
+    """Where a set finds the first one, and after every id before it."""
+    seen, twice = set(), None
+    for line, number in enumerate(numbers, start=2):
+        if number in seen:
+            twice = twice or (line, number)
+        seen.add(number)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(atomic, "_RECENT", recent)
+        path = Path(folder) / "x.udoc"
+        path.write_text("user_id:token\tuser_doc:text\n" + "".join(f"u{number}\ttext\n" for number in numbers))
+        for use in (read_docs, lambda path: write_docs(path, [(f"u{number}", "text") for number in numbers], "user")):
+            if twice is None:
+                assert use(path) in (dict.fromkeys([f"u{number}" for number in numbers], "text"), len(numbers))
+                continue
+            with pytest.raises(DataError, match=r"line \d+: second document of u\d+; ids must be unique") as error:
+                use(path)
+            if recent == 1:
+                assert f"line {twice[0]}: second document of u{twice[1]};" in str(error.value)
 
 
 def test_duplicates_and_surrogates_are_not_written(tmp_path):
