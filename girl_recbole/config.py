@@ -189,7 +189,7 @@ def known_keys() -> set[str]:
     folder = properties_file("overall.yaml").parent
     keys: set[str] = set()
     for path in [folder / "overall.yaml", *sorted(folder.glob("*/*.yaml"))]:
-        if path.parent.name not in ("sweep", "accelerate"):
+        if path.parent.name not in ("benchmark", "sweep", "accelerate"):
             keys.update(load_properties(path))
     return keys
 

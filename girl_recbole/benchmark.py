@@ -1,0 +1,413 @@
+"""``girl benchmark NAME``: every system side by side on one dataset, tuned alike, with intervals, tests and a report.
+
+What is run is said in a property file (properties/benchmark/table.yaml, or your own), in this order:
+
+tuning       Each row is tried with its shipped settings and with settings drawn from its ``space``, ``trials`` in all
+             (fewer where the space holds fewer; one where it is empty), on ``tuning_split`` with the first seed. The
+             best validation metric decides; test is not read. A row that is ``like`` another (a control) takes the
+             other's settings, so that nothing but what it is about differs.
+table        The chosen settings on every split with every seed. Seed s draws the split anew (``girl split`` with
+             split_seed s, files NAME.<split>-s<s>), the initialisation and the order of the batches.
+studies      Rows of the table again with one setting varied: the number of generated JDs, the share of the training
+             pairs, the pairs of other stages in train.
+comparisons  Differences in AUC on the same test pairs (comparison.py), their p-values corrected together (Holm), a
+             family being the comparisons of one split.
+
+Everything is in one folder, ``benchmark/NAME`` where none is named:
+
+    trials.jsonl, runs.jsonl      a line for each model that was trained, as it was done: what is not done again
+    predictions/                  probabilities of valid and test
+    results.jsonl                 the rows of this plan, code and data, with ``row``, ``study``, ``varied``, ``tuning``
+    comparisons.json, tables.md, report.html
+
+A killed benchmark goes on where it stopped (jobs.py). Metrics of RecBole's own models are those of their calibrated
+probabilities. Times are those of a process on one thread, beside others.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from girl_recbole import predictions, results
+from girl_recbole.atomic import DatasetFiles, atomic_write
+from girl_recbole.comparison import holm, paired_difference
+from girl_recbole.config import load_properties, make_config, properties_file
+from girl_recbole.embed import EmbedConfig, embed
+from girl_recbole.errors import ConfigError, DataError, suggest
+from girl_recbole.jobs import Job, code_hash, name_of, read_lines, run_jobs
+from girl_recbole.manifest import text_hash
+from girl_recbole.splits import SplitConfig, split
+from girl_recbole.workers import cores
+
+__all__ = ["BenchmarkConfig", "Plan", "benchmark", "compare", "draw_settings", "read_plan"]
+
+_log = logging.getLogger(__name__)
+_PLAN = ("splits", "seeds", "trials", "tuning_split", "settings", "rows", "compare", "studies", "quick")
+_ROW = ("row", "model", "like", "kind", "fixed", "space")
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    benchmark: str
+    benchmark_folder: str | None
+    benchmark_jobs: int | None
+    benchmark_only: list
+    encoder: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One system: its name in the table, its model, what is fixed, and what it is tuned over."""
+
+    row: str
+    model: str
+    kind: str
+    fixed: dict
+    space: dict
+    like: str | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    splits: list
+    seeds: list
+    trials: int
+    tuning_split: str
+    settings: dict
+    rows: list[Row]
+    compare: list
+    studies: dict
+
+
+def benchmark(files: DatasetFiles, config: BenchmarkConfig, *, quick: bool = False) -> dict[str, Any]:
+    """Run what is missing of the plan, compare, and write tables and report; return what was done and where it lies.
+
+    Raises ``ConfigError`` for a plan that cannot be read, ``DataError`` where models failed (the rest is written).
+    """
+    from girl_recbole.report import report
+
+    started = time.monotonic()
+    plan = _with_texts(files, read_plan(config.benchmark, quick=quick, only=config.benchmark_only))
+    folder = Path(config.benchmark_folder or Path("benchmark") / files.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    processes = config.benchmark_jobs or cores()
+    _make_splits(files, plan)
+    vectors = {"encoder": config.encoder, "n_generated": _most_samples(files, plan)}
+    embed(files, make_config(EmbedConfig, dataset=files.name, overrides=vectors), kinds=_kinds(plan))
+    state = _state(files, plan)
+    chosen = _tune(files, plan, config, folder, state, processes)
+    jobs = _final_jobs(files, plan, config, folder, chosen)
+    rows = _train(jobs, folder / "runs.jsonl", state, processes)
+    with atomic_write(folder / "results.jsonl") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
+    found = compare(rows, plan.compare)
+    with atomic_write(folder / "comparisons.json") as file:
+        json.dump(results.plain(found), file, indent=1)
+    report([folder / "results.jsonl"], folder / "report.html", markdown=folder / "tables.md")
+    if len(rows) < len(jobs):
+        wanted = {name_of(job.key) for job in jobs} - {name_of(row["job"]) for row in rows}
+        failed = [
+            line for line in read_lines(folder / "runs.jsonl") if "error" in line and name_of(line["job"]) in wanted
+        ]
+        raise DataError(
+            f"{len(jobs) - len(rows)} of {len(jobs)} models failed (first: {failed[0]['job']}: {failed[0]['error']}); "
+            f"the others are in {folder}. Run the same command again for those that are missing."
+        )
+    return {
+        "models trained": len(rows),
+        "report": str(folder / "report.html"),
+        "tables": str(folder / "tables.md"),
+        "minutes": round((time.monotonic() - started) / 60, 1),
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------- the plan
+
+
+def read_plan(name: str, *, quick: bool = False, only: Sequence[str] = ()) -> Plan:
+    """The plan of the shipped file ``benchmark/<name>.yaml`` or of the file ``name``; ``only``: these rows alone."""
+    path = properties_file(f"benchmark/{name}.yaml")
+    path = path if path.exists() else Path(name)
+    given = load_properties(path)
+    _check_keys(given, _PLAN, str(path))
+    short = given.pop("quick", {}) if quick else {}
+    left_out, studies = short.pop("leave_out", []), short.pop("studies", None)
+    given |= short
+    rows: dict[str, Row] = {}
+    for entry in given["rows"]:
+        _check_keys(entry, _ROW, f"{path}: row {entry.get('row')!r}")
+        like = rows[_known(entry["like"], rows, f"{path}: like")] if "like" in entry else None
+        row = Row(
+            row=entry["row"],
+            model=entry["model"] if like is None else like.model,
+            kind=entry.get("kind", "model"),
+            fixed={**(like.fixed if like else {}), **entry.get("fixed", {})},
+            space=entry.get("space") or {},
+            like=like.row if like else None,
+        )
+        if row.row in rows:
+            raise ConfigError(f"{path}: two rows are named {row.row!r}.")
+        rows[row.row] = row
+    for name in (*only, *left_out):
+        _known(name, rows, f"{path}: row")
+    kept = {name: row for name, row in rows.items() if name not in left_out and (not only or name in only)}
+    kept = {row.like: rows[row.like] for row in kept.values() if row.like} | kept  # a control needs what it is like
+    plan = Plan(
+        splits=given["splits"],
+        seeds=given["seeds"],
+        trials=given["trials"],
+        tuning_split=given["tuning_split"],
+        settings=given.get("settings") or {},
+        rows=list(rows.values()),
+        compare=given.get("compare") or [],
+        studies={
+            name: study for name, study in (given.get("studies") or {}).items() if studies is None or name in studies
+        },
+    )
+    return _without(plan, [name for name in rows if name not in kept])
+
+
+def draw_settings(space: Mapping[str, Sequence[Any]], trials: int, seed: int) -> list[dict[str, Any]]:
+    """The shipped settings ``{}`` and up to ``trials - 1`` different points of the grid ``space``."""
+    sizes = [len(values) for values in space.values()]
+    count = int(np.prod(sizes, dtype=np.int64)) if space else 0
+    drawn = np.random.default_rng(seed).permutation(count)[: trials - 1]
+    points = [np.unravel_index(number, sizes) for number in drawn]
+    return [
+        {},
+        *({key: values[at] for (key, values), at in zip(space.items(), point, strict=True)} for point in points),
+    ]
+
+
+def _check_keys(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    for key in given:
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key {key!r}{suggest(key, known) or '; known: ' + ', '.join(known)}.")
+
+
+def _known(name: str, rows: Mapping[str, Row], where: str) -> str:
+    if name not in rows:
+        raise ConfigError(f"{where}: no row {name!r}{suggest(name, rows) or '; rows: ' + ', '.join(rows)}.")
+    return name
+
+
+# ------------------------------------------------------------------------------------------------------------- the data
+
+
+def _make_splits(files: DatasetFiles, plan: Plan) -> None:
+    """The split files that are missing: NAME.<split>-s<seed>.*.inter."""
+    for rule, seed in itertools.product(dict.fromkeys([*plan.splits, plan.tuning_split]), plan.seeds):
+        if not files.split(f"{rule}-s{seed}", "test").exists():
+            overrides = {"split": rule, "split_seed": seed, "split_suffix": f"s{seed}"}
+            split(files, make_config(SplitConfig, dataset=files.name, overrides=overrides))
+
+
+def _with_texts(files: DatasetFiles, plan: Plan) -> Plan:
+    """The plan without rows that read the JDs of a generator that has none here, said in a warning."""
+    wanted = list(dict.fromkeys(row.fixed["generator"] for row in plan.rows if "generator" in row.fixed))
+    missing = [name for name in wanted if not files.gdoc(name).exists()]
+    if wanted and missing == wanted:
+        raise DataError(
+            f"{files.gdoc(missing[0])}: no such file; rows of the benchmark read the JDs of {', '.join(missing)}. Run "
+            f"`girl align {files.name}`, or name the other rows (--benchmark_only)."
+        )
+    left_out = [row.row for row in plan.rows if row.fixed.get("generator") in missing]
+    if left_out:
+        _log.warning("%s: no JDs of %s, so these rows are left out: %s. `girl align %s` writes them.", files.name,
+                     ", ".join(missing), "; ".join(left_out), files.name)  # fmt: skip
+    return _without(plan, left_out)
+
+
+def _without(plan: Plan, left_out: Sequence[str]) -> Plan:
+    kept = [row for row in plan.rows if row.row not in left_out]
+    names = [row.row for row in kept]
+    studies = {
+        name: {**study, "like": [row for row in study["like"] if row in names]} for name, study in plan.studies.items()
+    }
+    pairs = [pair for pair in plan.compare if all(name in names for name in pair)]
+    return replace(plan, rows=kept, compare=pairs, studies=studies)
+
+
+def _most_samples(files: DatasetFiles, plan: Plan) -> int:
+    """How many JDs a seeker the plan reads at most, of those that are there."""
+    names = {row.fixed["generator"] for row in plan.rows if "generator" in row.fixed}
+    studies = plan.studies.get("generation_number", {}).get("values", {})
+    return min(max([1, *studies.get("n_generated", [1])]), max((_samples(files, name) for name in names), default=1))
+
+
+def _kinds(plan: Plan) -> list[str]:
+    generators = dict.fromkeys(row.fixed["generator"] for row in plan.rows if "generator" in row.fixed)
+    return ["cv", "jd", *(f"gen.{name}" for name in generators)]
+
+
+def _samples(files: DatasetFiles, generator: str) -> int:
+    """How many JDs each seeker has in NAME.<generator>.gdoc."""
+    with open(files.gdoc(generator), encoding="utf-8") as file:
+        next(file)
+        return 1 + max((int(line.split("\t", 2)[1]) for line in itertools.islice(file, 64)), default=0)
+
+
+def _state(files: DatasetFiles, plan: Plan) -> str:
+    """A hash of the code and of the data that the plan reads."""
+    generators = {row.fixed["generator"] for row in plan.rows if "generator" in row.fixed}
+    read = [files.inter, files.udoc, files.idoc, *map(files.gdoc, sorted(generators))]
+    read += [files.path("user"), files.path("item"), files.stage("sft"), files.stage("reward")]
+    return code_hash() + "-" + text_hash(json.dumps(results.file_hashes(read), sort_keys=True))[:16]
+
+
+# ------------------------------------------------------------------------------------------------------------- the runs
+
+
+def _tune(files, plan: Plan, config: BenchmarkConfig, folder: Path, state: str, processes: int) -> dict[str, dict]:
+    """Row -> {trials, space, best, seconds}: the settings with the best validation metric; a control has its row's."""
+    tried = [row for row in plan.rows if row.like is None]
+    drawn = {row.row: draw_settings(row.space, plan.trials, config.seed) for row in tried}
+    rule, seed = plan.tuning_split, plan.seeds[0]
+    common = _common(files, plan, config, folder, rule, seed)
+    jobs = [
+        Job(
+            {"row": row.row, "split": rule, "seed": seed, "settings": settings, **_told(row, plan)},
+            row.model, files.name, {**common, **row.fixed, **settings}, read_test=False,
+        )
+        for row in tried if len(drawn[row.row]) > 1 for settings in drawn[row.row]
+    ]  # fmt: skip
+    done = list(run_jobs(jobs, folder / "trials.jsonl", state, processes, _say("tried")).values())
+    chosen = {}
+    for row in tried:
+        trials = [line for line in done if line["job"]["row"] == row.row]
+        best = max(trials, key=_validated, default=None)
+        chosen[row.row] = {
+            "trials": len(trials),
+            "space": row.space,
+            "best": best["job"]["settings"] if best else {},
+            "seconds": sum(sum(line["time_s"].values()) for line in trials),
+        }
+    return chosen | {row.row: chosen[row.like] for row in plan.rows if row.like}
+
+
+def _validated(line: Mapping[str, Any]) -> float:
+    """The validation metric that chose the checkpoint; greater is better."""
+    config = line["config"]
+    metric = config["valid_metric"].lower()
+    value = line["valid"].get(metric)
+    if value is None:
+        return -np.inf
+    return value if config["valid_metric_bigger"] else -value
+
+
+def _final_jobs(files, plan: Plan, config: BenchmarkConfig, folder: Path, chosen: Mapping[str, dict]) -> list[Job]:
+    """The jobs of the table and of the studies."""
+    by_name = {row.row: row for row in plan.rows}
+    jobs = [
+        _final(files, plan, config, folder, chosen, row, "table", {}, rule, seed)
+        for row in plan.rows for rule in plan.splits for seed in plan.seeds
+    ]  # fmt: skip
+    for study, said in plan.studies.items():
+        for name, rule, seed in itertools.product(said["like"], plan.splits, plan.seeds):
+            for key, values in said["values"].items():
+                for value in values:
+                    if key == "n_generated" and value > _samples(files, by_name[name].fixed["generator"]):
+                        continue
+                    row = by_name[name]
+                    jobs.append(_final(files, plan, config, folder, chosen, row, study, {key: value}, rule, seed))
+    return sorted(jobs, key=lambda job: -job.more["tuning"]["seconds"])  # long ones first, so that no core waits
+
+
+def _train(jobs: Sequence[Job], path: Path, state: str, processes: int) -> list[dict]:
+    """The rows of ``jobs``. A study's job whose value is the shipped one is a job of the table: its row is copied."""
+    shipped = load_properties(properties_file("overall.yaml"))
+    of_table = {_run_of(job): job for job in jobs if job.more["study"] == "table"}
+    copies = [
+        (job, of_table[_run_of(job)]) for job in jobs
+        if job.more["study"] != "table" and _run_of(job) in of_table
+        and all(value == shipped[key] for key, value in job.more["varied"].items())
+    ]  # fmt: skip
+    names = {id(job) for job, _ in copies}
+    done = run_jobs([job for job in jobs if id(job) not in names], path, state, processes, _say("trained"))
+    for job, same in copies:
+        if name_of(same.key) in done:
+            done[name_of(job.key)] = {**done[name_of(same.key)], "job": dict(job.key), **job.more}
+    return list(done.values())
+
+
+def _run_of(job: Job) -> tuple[str, str, int]:
+    return job.key["row"], job.key["split"], job.key["seed"]
+
+
+def _final(files, plan, config, folder, chosen, row: Row, study: str, varied: dict, rule: str, seed: int) -> Job:
+    key = {"study": study, "row": row.row, **varied, "split": rule, "seed": seed, **_told(row, plan)}
+    key["settings"] = chosen[row.row]["best"]
+    overrides = {
+        **_common(files, plan, config, folder, rule, seed), **row.fixed, **chosen[row.row]["best"], **varied,
+        "predictions_folder": str(folder / "predictions"),
+    }  # fmt: skip
+    more = {"row": row.row, "study": study, "varied": varied, "kind": row.kind, "tuning": chosen[row.row]}
+    return Job(key, row.model, files.name, overrides, more=more)
+
+
+def _common(files, plan: Plan, config: BenchmarkConfig, folder: Path, rule: str, seed: int) -> dict[str, Any]:
+    return {
+        "data_path": str(files.folder.parent), "split": f"{rule}-s{seed}", "seed": seed, "encoder": config.encoder,
+        "checkpoint_dir": str(folder / "checkpoints"), **plan.settings,
+    }  # fmt: skip
+
+
+def _told(row: Row, plan: Plan) -> dict[str, Any]:
+    return {"model": row.model, "fixed": {**plan.settings, **row.fixed}}
+
+
+def _say(verb: str):
+    def said(done: int, of: int, row: Mapping[str, Any]) -> None:
+        key = row["job"]
+        number = row.get("valid") if row.get("test") is None else row["test"]
+        what = f"AUC {number['auc']:.4f}" if number else row.get("error", "")
+        seconds = sum(row["time_s"].values()) if "time_s" in row else 0
+        varied = "".join(f", {name} {value}" for name, value in (row.get("varied") or {}).items())
+        which = f"{key['row']}{varied}, {key['split']} seed {key['seed']}"
+        print(f"[{done}/{of}] {verb} {which}: {what} in {seconds:.0f} s", flush=True)
+
+    return said
+
+
+# ------------------------------------------------------------------------------------------------------ the comparisons
+
+
+def compare(rows: Sequence[Mapping[str, Any]], pairs: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    """For each split and pair (a, b) of rows of the table: the difference in test AUC, its interval, p, and Holm's p.
+
+    Seeds that only one of the two has are left out. The family of Holm's correction is the pairs of one split.
+    """
+    kept: dict[tuple[str, str], dict[int, dict]] = {}
+    for row in rows:
+        if row["study"] == "table" and row.get("predictions"):
+            kept.setdefault((row["job"]["split"], row["row"]), {})[row["seed"]] = row
+    loaded: dict[str, dict] = {}
+
+    def test(row: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        path = row["predictions"]
+        if path not in loaded:
+            loaded[path] = predictions.load(path)["test"]
+        return loaded[path]
+
+    found = []
+    for rule in dict.fromkeys(key[0] for key in kept):
+        family = []
+        for a, b in pairs:
+            one, two = kept.get((rule, a), {}), kept.get((rule, b), {})
+            seeds = [seed for seed in one if seed in two]
+            if seeds:
+                gap = paired_difference([test(one[seed]) for seed in seeds], [test(two[seed]) for seed in seeds])
+                family.append({"split": rule, "a": a, "b": b, **asdict(gap)})
+        for entry, corrected in zip(family, holm([entry["p"] for entry in family]), strict=True):
+            found.append({**entry, "p_holm": corrected})
+    return found

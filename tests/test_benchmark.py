@@ -1,0 +1,176 @@
+"""The benchmark: its plan, what it does once and not twice, what chooses settings, and the statistics of its tables."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+
+from girl_recbole import predictions
+from girl_recbole.benchmark import BenchmarkConfig, benchmark, compare, draw_settings, read_plan
+from girl_recbole.config import make_config
+from girl_recbole.errors import ConfigError, DataError
+from girl_recbole.jobs import Job, read_lines, run_jobs
+
+PLAN = """
+splits: [cold]
+seeds: [1, 2]
+trials: 2
+tuning_split: cold
+settings: {epochs: 2, use_gpu: False, train_batch_size: 512}
+rows:
+  - {row: base, model: GIRLBaseMLP, space: {learning_rate: [0.00001, 0.002]}}
+  - {row: girl, model: GIRLEnhancedMLP, fixed: {generator: sft}}
+  - {row: zeros, like: girl, kind: control, fixed: {generated: zeros}}
+compare: [[girl, base], [girl, zeros]]
+studies:
+  generation_number: {like: [girl], values: {n_generated: [1, 2, 5]}}
+quick: {seeds: [1], trials: 1, leave_out: [zeros], studies: []}
+"""
+
+
+@pytest.fixture
+def plan(tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text(PLAN)
+    return path
+
+
+def _config(plan, folder, encoder, **more) -> BenchmarkConfig:
+    given = {"benchmark": str(plan), "benchmark_folder": str(folder), "benchmark_jobs": 1, "encoder": str(encoder)}
+    return make_config(BenchmarkConfig, overrides={**given, **more})
+
+
+def test_the_shipped_plan_names_models_and_keys_that_exist():
+    from girl_recbole.recbole_config import check_known, check_model
+
+    plan = read_plan("table")
+    names = [row.row for row in plan.rows]
+    for row in plan.rows:
+        check_model(row.model)
+        check_known({**row.fixed, **row.space}, row.row, [row.model])
+    assert all(a in names and b in names for a, b in plan.compare)
+    assert {name for study in plan.studies.values() for name in study["like"]} <= set(names)
+    quick = read_plan("table", quick=True)
+    assert len(quick.seeds) < len(plan.seeds)
+    assert len(quick.rows) < len(plan.rows)
+
+
+def test_only_some_rows_and_what_they_are_like(plan):
+    assert [row.row for row in read_plan(str(plan), only=["zeros"]).rows] == ["girl", "zeros"]
+    assert read_plan(str(plan), only=["base", "girl"]).compare == [["girl", "base"]]
+    with pytest.raises(ConfigError, match="no row 'gril' - did you mean 'girl'"):
+        read_plan(str(plan), only=["gril"])
+    plan.write_text(PLAN.replace("space:", "sapce:"))
+    with pytest.raises(ConfigError, match="row 'base': unknown key 'sapce' - did you mean 'space'"):
+        read_plan(str(plan))
+    plan.write_text(PLAN.replace("row: girl", "row: base"))
+    with pytest.raises(ConfigError, match="two rows are named 'base'"):
+        read_plan(str(plan))
+
+
+def test_settings_are_the_shipped_ones_and_different_points_of_the_grid():
+    space = {"a": [1, 2, 3], "b": [[64], [32, 16]]}
+    drawn = draw_settings(space, 5, seed=0)
+    assert drawn[0] == {}
+    assert len({json.dumps(settings) for settings in drawn}) == 5
+    assert all(settings["a"] in space["a"] and settings["b"] in space["b"] for settings in drawn[1:])
+    assert draw_settings(space, 5, seed=0) == drawn != draw_settings(space, 5, seed=1)
+    assert len(draw_settings(space, 100, seed=0)) == 7
+    assert draw_settings({}, 4, seed=0) == [{}]
+
+
+def test_a_benchmark_tunes_trains_compares_and_is_not_done_twice(toy, tiny_encoder, plan, tmp_path):
+    folder = tmp_path / "out"
+    said = benchmark(toy, _config(plan, folder, tiny_encoder))
+    rows, trials = read_lines(folder / "results.jsonl"), read_lines(folder / "trials.jsonl")
+
+    assert [line["test"] for line in trials] == [None, None]  # the settings were chosen without it
+    by_settings = {str(line["job"]["settings"]): line["valid"]["auc"] for line in trials}
+    best = max(by_settings, key=by_settings.get)
+    table = [row for row in rows if row["study"] == "table"]
+    assert {str(row["tuning"]["best"]) for row in table if row["row"] == "base"} == {best}
+    assert sorted((row["row"], row["seed"]) for row in table) == [
+        (name, seed) for name in ("base", "girl", "zeros") for seed in (1, 2)
+    ]
+    numbers = sorted((row["varied"]["n_generated"], row["seed"]) for row in rows if row["study"] == "generation_number")
+    assert numbers == [(1, 1), (1, 2), (2, 1), (2, 2)]  # two JDs a seeker are there, so 5 is left out
+    assert said["models trained"] == len(rows) == 10
+    of_girl = [row for row in rows if (row["row"], row["seed"]) == ("girl", 1)]
+    one, of_study = (
+        next(row for row in of_girl if (row["study"], row["varied"]) == wanted)
+        for wanted in (("table", {}), ("generation_number", {"n_generated": 1}))
+    )
+    assert of_study["test"] == one["test"]  # n = 1 is the table's, copied
+    for row in table:
+        test = predictions.load(row["predictions"])["test"]
+        assert predictions.scores(test, 10)["auc"] == pytest.approx(row["test"]["auc"], abs=1e-4)
+    found = json.loads((folder / "comparisons.json").read_text())
+    assert [(entry["a"], entry["b"], entry["seeds"]) for entry in found] == [("girl", "base", 2), ("girl", "zeros", 2)]
+    assert all(entry["p_holm"] >= entry["p"] for entry in found)
+    page = (folder / "report.html").read_text()
+    assert all(name in page for name in ("base", "girl", "zeros"))
+    assert "girl" in (folder / "tables.md").read_text()
+
+    before = [(folder / name).read_bytes() for name in ("runs.jsonl", "trials.jsonl")]
+    benchmark(toy, _config(plan, folder, tiny_encoder))
+    assert [(folder / name).read_bytes() for name in ("runs.jsonl", "trials.jsonl")] == before
+
+    lines = before[0].splitlines(keepends=True)
+    (folder / "runs.jsonl").write_bytes(b"".join(lines[:3]) + lines[3][:200])  # killed while it wrote
+    benchmark(toy, _config(plan, folder, tiny_encoder))
+    again = read_lines(folder / "results.jsonl")
+    assert {json.dumps(row["job"], sort_keys=True): row["test"] for row in again} == {
+        json.dumps(row["job"], sort_keys=True): row["test"] for row in rows
+    }
+
+
+def test_a_row_that_fails_is_said_and_the_others_are_done(toy, tiny_encoder, plan, tmp_path, caplog):
+    plan.write_text(PLAN.replace("{row: base, model: GIRLBaseMLP, space: {learning_rate: [0.00001, 0.002]}}",
+                                 "{row: base, model: GIRLBaseMLP, fixed: {dropout_prob: 2.0}}"))  # fmt: skip
+    with pytest.raises(DataError, match=r"1 of 2 models failed \(first: .*base.*dropout_prob: 2.0"):
+        benchmark(toy, _config(plan, tmp_path / "out", tiny_encoder), quick=True)
+    assert [row["row"] for row in read_lines(tmp_path / "out" / "results.jsonl")] == ["girl"]
+
+
+def test_missing_jds_name_the_command(toy, tiny_encoder, plan, tmp_path):
+    toy.gdoc("sft").unlink()
+    with pytest.raises(DataError, match=r"toy.sft.gdoc: no such file; .* Run `girl align toy`"):
+        benchmark(toy, _config(plan, tmp_path / "out", tiny_encoder))
+
+
+def _row(tmp_path, name, seed, probability, label, study="table"):
+    users = np.array([f"u{i // 4:03d}" for i in range(len(label))])
+    items = np.array([f"i{i % 4}" for i in range(len(label))])
+    part = {"user": users, "item": items, "label": label, "probability": probability}
+    path = tmp_path / f"{name}-{seed}.npz"
+    predictions.save(path, {"valid": part, "test": part})
+    return {"row": name, "study": study, "seed": seed, "predictions": str(path), "job": {"split": "cold"}}
+
+
+def test_comparisons_find_what_was_planted_and_correct_together(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = []
+    for seed in (1, 2, 3):
+        label = rng.random(400) < 0.4
+        noise = 0.6 * rng.random(400)
+        good, same = (0.3 * label + noise + 0.1 * rng.random(400) for _ in range(2))
+        bad = noise / 0.6
+        for name, p in (("good", good), ("bad", bad), ("same", same)):
+            rows.append(_row(tmp_path, name, seed, p, label))
+    found = compare(rows, [["good", "bad"], ["good", "same"], ["good", "absent"]])
+    assert [entry["b"] for entry in found] == ["bad", "same"]
+    assert found[0]["low"] > 0.2
+    assert found[0]["p_holm"] == pytest.approx(2 * found[0]["p"])
+    assert found[0]["p_holm"] < 0.01
+    assert found[1]["p_holm"] > 0.05
+
+
+def test_jobs_of_one_key_and_lines_that_are_no_json(tmp_path, caplog):
+    job = Job({"row": "a"}, "GIRLBaseMLP", "toy", {})
+    with pytest.raises(DataError, match="two jobs are named"):
+        run_jobs([job, job], tmp_path / "r.jsonl", "s", 1)
+    (tmp_path / "r.jsonl").write_text('{"a": 1}\n{"b": \n{"c": 2}\n')
+    with caplog.at_level(logging.WARNING):
+        assert read_lines(tmp_path / "r.jsonl") == [{"a": 1}, {"c": 2}]
+    assert "line 2 is not JSON" in caplog.text
