@@ -8,6 +8,7 @@ tuning       Each row is tried with its shipped settings and with settings drawn
              other's settings, so that nothing but what it is about differs.
 table        The chosen settings on every split with every seed. Seed s draws the split anew (``girl split`` with
              split_seed s, files NAME.<split>-s<s>), the initialisation and the order of the batches.
+evaluate     What is measured beside the metrics (ranking, groups, fairness: evaluation.py) for some rows and seeds.
 studies      Rows of the table again with one setting varied: the number of generated JDs, the share of the training
              pairs, the pairs of other stages in train.
 comparisons  Differences in AUC on the same test pairs (comparison.py), their p-values corrected together (Holm), a
@@ -38,7 +39,7 @@ from typing import Any
 import numpy as np
 
 from girl_recbole import predictions, results
-from girl_recbole.atomic import DatasetFiles, atomic_write
+from girl_recbole.atomic import DatasetFiles, _header, atomic_write
 from girl_recbole.comparison import holm, paired_difference
 from girl_recbole.config import load_properties, make_config, properties_file
 from girl_recbole.embed import EmbedConfig, embed
@@ -51,7 +52,8 @@ from girl_recbole.workers import cores
 __all__ = ["BenchmarkConfig", "Plan", "benchmark", "compare", "draw_settings", "read_plan"]
 
 _log = logging.getLogger(__name__)
-_PLAN = ("splits", "seeds", "trials", "tuning_split", "settings", "rows", "compare", "studies", "quick")
+_PLAN = ("splits", "seeds", "trials", "tuning_split", "settings", "evaluate", "rows", "compare", "studies", "quick")
+_EVALUATE = ("rows", "seeds", "settings")
 _ROW = ("row", "model", "like", "kind", "fixed", "space")
 
 
@@ -84,6 +86,7 @@ class Plan:
     trials: int
     tuning_split: str
     settings: dict
+    evaluate: dict
     rows: list[Row]
     compare: list
     studies: dict
@@ -97,7 +100,8 @@ def benchmark(files: DatasetFiles, config: BenchmarkConfig, *, quick: bool = Fal
     from girl_recbole.report import report
 
     started = time.monotonic()
-    plan = _with_texts(files, read_plan(config.benchmark, quick=quick, only=config.benchmark_only))
+    plan = read_plan(config.benchmark, quick=quick, only=config.benchmark_only)
+    plan = _measurable(files, _with_texts(files, plan))
     folder = Path(config.benchmark_folder or Path("benchmark") / files.name)
     folder.mkdir(parents=True, exist_ok=True)
     processes = config.benchmark_jobs or cores()
@@ -140,6 +144,7 @@ def read_plan(name: str, *, quick: bool = False, only: Sequence[str] = ()) -> Pl
     path = path if path.exists() else Path(name)
     given = load_properties(path)
     _check_keys(given, _PLAN, str(path))
+    _check_keys(given.get("evaluate") or {}, _EVALUATE, f"{path}: evaluate")
     short = given.pop("quick", {}) if quick else {}
     left_out, studies = short.pop("leave_out", []), short.pop("studies", None)
     given |= short
@@ -168,6 +173,7 @@ def read_plan(name: str, *, quick: bool = False, only: Sequence[str] = ()) -> Pl
         trials=given["trials"],
         tuning_split=given["tuning_split"],
         settings=given.get("settings") or {},
+        evaluate=given.get("evaluate") or {"rows": [], "seeds": [], "settings": {}},
         rows=list(rows.values()),
         compare=given.get("compare") or [],
         studies={
@@ -243,6 +249,22 @@ def _most_samples(files: DatasetFiles, plan: Plan) -> int:
     names = {row.fixed["generator"] for row in plan.rows if "generator" in row.fixed}
     studies = plan.studies.get("generation_number", {}).get("values", {})
     return min(max([1, *studies.get("n_generated", [1])]), max((_samples(files, name) for name in names), default=1))
+
+
+def _measurable(files: DatasetFiles, plan: Plan) -> Plan:
+    """The plan whose ``evaluate`` names only groups and swaps that this dataset can give; the others are logged."""
+    asked = dict(plan.evaluate["settings"])
+    path = files.path("user")
+    columns = ["history", *(_header(path)[0] if path.exists() else ())]
+    lacking = [name for name in asked.get("group_by", ()) if name not in columns]
+    swaps = asked.get("fairness_swaps", ())
+    if swaps and not files.path("swaps").exists() and not files.path("truth.npz").exists():
+        lacking += [f"swaps of {name}" for name in swaps]
+        asked["fairness_swaps"] = []
+    if lacking:
+        _log.info("%s: no data for %s, which are left out of the evaluation.", files.name, ", ".join(lacking))
+        asked["group_by"] = [name for name in asked.get("group_by", ()) if name in columns]
+    return replace(plan, evaluate={**plan.evaluate, "settings": asked})
 
 
 def _kinds(plan: Plan) -> list[str]:
@@ -347,12 +369,19 @@ def _run_of(job: Job) -> tuple[str, str, int]:
 def _final(files, plan, config, folder, chosen, row: Row, study: str, varied: dict, rule: str, seed: int) -> Job:
     key = {"study": study, "row": row.row, **varied, "split": rule, "seed": seed, **_told(row, plan)}
     key["settings"] = chosen[row.row]["best"]
+    closer = plan.evaluate["settings"] if study == "table" and _closer(plan, row, seed) else {}
+    key |= {"evaluate": closer} if closer else {}
     overrides = {
-        **_common(files, plan, config, folder, rule, seed), **row.fixed, **chosen[row.row]["best"], **varied,
+        **_common(files, plan, config, folder, rule, seed), **row.fixed, **chosen[row.row]["best"], **varied, **closer,
         "predictions_folder": str(folder / "predictions"),
     }  # fmt: skip
     more = {"row": row.row, "study": study, "varied": varied, "kind": row.kind, "tuning": chosen[row.row]}
     return Job(key, row.model, files.name, overrides, more=more)
+
+
+def _closer(plan: Plan, row: Row, seed: int) -> bool:
+    rows = plan.evaluate["rows"]
+    return seed in plan.evaluate["seeds"] and (not rows or row.row in rows)
 
 
 def _common(files, plan: Plan, config: BenchmarkConfig, folder: Path, rule: str, seed: int) -> dict[str, Any]:

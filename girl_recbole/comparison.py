@@ -20,6 +20,7 @@ import numpy as np
 from scipy import stats
 
 from girl_recbole.errors import DataError
+from girl_recbole.metrics import weighted_auc
 
 __all__ = [
     "Difference",
@@ -28,7 +29,6 @@ __all__ = [
     "interval",
     "mean_and_half",
     "paired_difference",
-    "weighted_auc",
 ]
 
 REPLICATES = 2000
@@ -114,16 +114,6 @@ def _replicates(users, gap, replicates: int) -> np.ndarray:
     gaps = np.stack([gap(seed, drawn[:, at]) for seed, at in enumerate(where)], axis=1)
     picked = rng.integers(0, len(where), (replicates, len(where)))
     return np.take_along_axis(gaps, picked, axis=1).mean(axis=1)
-
-
-def weighted_auc(score: np.ndarray, label: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """AUC (R,) of scores (N,) and labels (N,) bool under R sets of pair weights (R, N); ties count one half."""
-    order = np.argsort(score, kind="stable")
-    starts = np.flatnonzero(np.diff(score[order], prepend=-np.inf))
-    positive = np.add.reduceat(np.where(label, weight, 0)[:, order], starts, axis=1)
-    negative = np.add.reduceat(np.where(label, 0, weight)[:, order], starts, axis=1)
-    below = negative.cumsum(axis=1) - negative / 2
-    return (positive * below).sum(axis=1) / (positive.sum(axis=1) * negative.sum(axis=1))
 
 
 def _check(a: Sequence[Mapping[str, np.ndarray]], b: Sequence[Mapping[str, np.ndarray]]) -> None:

@@ -4,17 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from girl_recbole.comparison import holm, paired_difference, weighted_auc
+from girl_recbole.comparison import holm, paired_difference
 from girl_recbole.errors import DataError
-
-
-def test_weighted_auc_is_the_auc_of_repeated_pairs():
-    rng = np.random.default_rng(0)
-    score, label = rng.integers(0, 6, 80) / 5, rng.random(80) < 0.4  # many ties
-    weight = rng.poisson(1.0, (4, 80)).astype(float)
-    for row, auc in zip(weight, weighted_auc(score, label, weight), strict=True):
-        repeated = np.repeat(np.arange(80), row.astype(int))
-        assert auc == pytest.approx(roc_auc_score(label[repeated], score[repeated]))
 
 
 def _run(rng, quality: float, n: int = 400) -> dict:
