@@ -32,7 +32,7 @@ from girl_recbole.errors import ConfigError, DataError
 from girl_recbole.manifest import file_hash, text_hash, write_manifest
 from girl_recbole.shipped import shipped_folder
 from girl_recbole.texts import read_texts
-from girl_recbole.vectors import open_vectors
+from girl_recbole.vectors import embed_command, identity, open_vectors, vectors_folder
 
 
 @pytest.fixture
@@ -299,6 +299,26 @@ def test_vectors_of_another_precision_are_others(toy, config):
         shutil.copy(path, there)
     with pytest.raises(StaleVectors, match=r"other settings.*--encoder_precision=bfloat16`"):
         load_vectors(toy, low, "cv", ["u1"])
+
+
+@pytest.mark.parametrize(
+    "settings, folder, command",
+    [
+        ({}, "minilm-HASH", "girl embed toy"),
+        ({"max_text_tokens": 40}, "minilm-HASH-t40", "girl embed toy --max_text_tokens=40"),
+        (
+            {"encoder_precision": "float16", "text_windows": 3, "n_generated": 2},
+            "minilm-HASH-w3-float16",
+            "girl embed toy --text_windows=3 --encoder_precision=float16 --n_generated=2",
+        ),
+    ],
+)
+def test_settings_that_decide_a_vector_have_a_folder_and_a_command(toy, settings, folder, command):
+    config = make_config(EmbedConfig, overrides=settings)
+    assert vectors_folder(toy, config).name == folder.replace("minilm-HASH", encoder_slug("minilm"))
+    assert embed_command(toy, config) == command
+    assert identity(config, "s").items() >= {k: v for k, v in settings.items() if k != "n_generated"}.items()
+    assert set(identity(config, "s")) == {"encoder_sha256", "max_text_tokens", "text_windows", "encoder_precision"}
 
 
 def test_an_encoder_that_is_not_found_leaves_no_folder(toy, config):
