@@ -7,12 +7,14 @@ results    one or more results.jsonl: rows of ``run_recbole`` and of ``girl benc
 output     one HTML file that holds its style, its script and its drawings and loads nothing: its Content-Security-
            Policy allows no request, and of scripts and styles only those with the hashes that it names
 case       JSON of ``girl case``; judge: JSON of ``girl judge``; comparisons: comparisons.json of ``girl benchmark``
-reference  the label of the row that others are compared with; the first row of a table where none is named
+reference  the label of the row that others are compared with; where none is named, the first row of a table that is
+           of kind base, or else the first
 order      labels in the order of the tables; runs.py says what it is without
 
 Sections stand only where the rows have what they need (sections.py). Text of rows is text: the template escapes all of
-it. Predictions (.npz) are read from where the rows say, else beside the results file; a file that is not there is
-counted in the summary. Every file is written beside and renamed.
+it. Markdown and LaTeX have the tables of the page but that of every run. Predictions (.npz) are read from where the
+rows say, else beside the results file; a file that is not there is counted in the summary. Every file is written beside
+and renamed.
 """
 
 from __future__ import annotations
@@ -98,6 +100,10 @@ def _page(title: str, known: Sequence[tuple[str, str]], warnings: Sequence[str],
     )  # fmt: skip
 
 
+def _tabled(sections: Sequence[Section]) -> list[Section]:
+    return [section for section in sections if section.name != "runs"]
+
+
 def _hash(text: str) -> str:
     """As a Content-Security-Policy names the text of an inline element."""
     return base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
@@ -107,10 +113,10 @@ def _markdown(title, known, warnings, sections: Sequence[Section]) -> str:
     lines = [f"# {markdown_text(title)}", ""]
     lines += [f"- {name}: {markdown_text(value)}" for name, value in known]
     lines += ["", "Before you compare:", "", *(f"- {markdown_text(text)}" for text in warnings)] if warnings else []
-    for section in sections:
+    for section in _tabled(sections):
         head = None
         for number, (place, table) in enumerate(section.tables()):
-            lines += ["", f"## {section.title}"] if not number else []
+            lines += ["", f"## {markdown_text(section.title)}"] if not number else []
             lines += ["", f"### {markdown_text(place)}"] if place and place != head else []
             lines += ["", to_markdown(table).rstrip()]
             head = place
@@ -118,9 +124,13 @@ def _markdown(title, known, warnings, sections: Sequence[Section]) -> str:
 
 
 def _latex(title: str, sections: Sequence[Section]) -> str:
-    parts = [f"% {' '.join(latex_text(title).split())}\n% needs \\usepackage{{booktabs}}\n"]
-    for section in sections:
+    parts = [_comment(title) + "% needs \\usepackage{booktabs}\n"]
+    for section in _tabled(sections):
         for number, (_, table) in enumerate(section.tables()):
-            parts += [f"% {section.title}\n"] if not number else []
+            parts += [_comment(section.title)] if not number else []
             parts.append(to_latex(table))
     return "\n".join(parts)
+
+
+def _comment(text: str) -> str:
+    return f"% {' '.join(latex_text(text).split())}\n"

@@ -29,12 +29,11 @@ from girl_recbole.report.parts import (
     numbers_of,
     places,
     plain_mean,
-    plural,
     span,
     title_of,
 )
 from girl_recbole.report.predicted import read_test
-from girl_recbole.report.runs import Group, Run, Runs, brief, mapping, number
+from girl_recbole.report.runs import Group, Run, Runs, brief, mapping, number, plural
 from girl_recbole.report.tables import Cell, Column, Table, mean_cell
 
 __all__ = ["calibration", "curves", "every_run", "fairness", "groups", "tuning"]

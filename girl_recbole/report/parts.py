@@ -96,10 +96,6 @@ def slug(name: str) -> str:
     return "study-" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def distinct(values: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(values))
 

@@ -39,6 +39,7 @@ __all__ = [
     "clean",
     "mapping",
     "number",
+    "plural",
     "read_json",
     "read_runs",
     "seed_order",
@@ -141,20 +142,20 @@ class Runs:
     def _warnings(self) -> Iterator[str]:
         commits = Counter(str(run.row["commit"]) for run in self.runs if run.row.get("commit"))
         if len(commits) > 1:
-            said = ", ".join(f"{commit[:12]} ({count} rows)" for commit, count in commits.most_common(4))
+            said = ", ".join(f"{commit[:12]} ({plural(count, 'row')})" for commit, count in commits.most_common(4))
             yield f"The rows come from {len(commits)} versions of the code: {said}."
         dirty = sum(count for commit, count in commits.items() if commit.endswith("-dirty"))
         if dirty:
-            yield f"{dirty} of {len(self.runs)} rows come from a working tree with changes that no commit holds."
+            yield f"{dirty} of {plural(len(self.runs), 'row')} come from code with changes that no commit holds."
         machines = {json.dumps(run.row["machine"], sort_keys=True) for run in self.runs if run.row.get("machine")}
         if len(machines) > 1:
             yield f"The rows come from {len(machines)} kinds of machine: their times and memory do not compare."
         if self.duplicates:
-            yield f"{self.duplicates} rows came again later in the file (same row, split and seed): the last counts."
+            yield f"{plural(self.duplicates, 'row')} came again in the file (same row, split, seed): the last counts."
         if self.failed:
-            yield f"{self.failed} runs failed and have no row: their lines in the file hold the error."
+            yield f"{plural(self.failed, 'run')} failed and left no row: the file holds the error."
         if self.unread:
-            yield f"{self.unread} rows did not read their test part (trials of a search): they are not shown."
+            yield f"{plural(self.unread, 'row')} did not read the test part (trials): they are not shown."
         for study in self.studies():
             for where, group in self.groups(study).items():
                 yield from _missing_seeds(where, group)
@@ -164,8 +165,8 @@ class Runs:
         absent = sum(run.predictions is not None and not run.predictions.exists() for run in self.runs)
         if absent:
             yield (
-                f"{absent} files of predictions that rows name are not there: those rows are in no paired difference "
-                f"and no calibration plot."
+                f"{plural(absent, 'file')} of predictions that rows name cannot be found: those rows are in no paired "
+                f"difference and no calibration plot."
             )
 
 
@@ -192,9 +193,8 @@ def read_runs(paths: Sequence[Path], order: Sequence[str] = ()) -> Runs:
         kept.pop(key, None)  # the place of the last one, too
         kept[key] = run
     if not kept:
-        raise DataError(
-            f"{some_of(paths)}: {len(lines)} rows, none with metrics of a test part; train with `run_recbole` first."
-        )
+        count = plural(len(lines), "row")
+        raise DataError(f"{some_of(paths)}: {count}, none with metrics of a test part; train with `run_recbole`.")
     places = {label: place for place, label in enumerate(order)}
     kinds = {kind: place for place, kind in enumerate(KINDS)}
     runs = sorted(kept.values(), key=lambda run: (places.get(run.label, len(places)), kinds.get(run.kind, len(kinds))))
@@ -246,6 +246,11 @@ def brief(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(brief, value))}]"
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 row``, ``1,200 rows``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def split_draw(split: str, seed: Any) -> str:

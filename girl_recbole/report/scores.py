@@ -8,6 +8,7 @@ planned comparisons  the same figures for the pairs that a benchmark names befor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -33,7 +34,6 @@ from girl_recbole.report.parts import (
     of_study,
     places,
     plain_mean,
-    plural,
     point_of,
     slug,
     smaller_is_better,
@@ -42,7 +42,7 @@ from girl_recbole.report.parts import (
     values_of,
 )
 from girl_recbole.report.predicted import read_test
-from girl_recbole.report.runs import KINDS, Group, Run, Runs, mapping, number
+from girl_recbole.report.runs import KINDS, Group, Run, Runs, mapping, number, plural
 from girl_recbole.report.tables import Cell, Column, Table, mean_cell, minus
 
 __all__ = ["cold_start", "differences", "planned", "ranking", "results", "studies"]
@@ -74,8 +74,8 @@ def results(runs: Runs) -> Iterator[Section]:
     for study in runs.studies():
         blocks: list[Any] = []
         for (dataset, split), group in runs.groups(study).items():
-            where = f"{dataset}, {split}"
-            blocks += [Block("head", where), _main_table(where, group), *_intervals(where, group)]
+            where = f"{dataset}, {split}{of_study(study)}"
+            blocks += [Block("head", f"{dataset}, {split}"), _main_table(where, group), *_intervals(where, group)]
         yield Section("results" if study == "table" else slug(study), study_title(study), blocks)
 
 
@@ -218,11 +218,17 @@ def _paired(group: Group, base: str) -> tuple[dict[str, Difference], list[str]]:
     for label, runs in group.items():
         mine = {run.seed: read_test(run, fields) for run in runs if run.seed in references} if label != base else {}
         seeds = [seed for seed, part in mine.items() if part is not None]
+        if not seeds:
+            continue
         try:
-            if seeds:
-                found[label] = paired_difference([mine[s] for s in seeds], [references[s] for s in seeds])
+            gap = paired_difference([mine[s] for s in seeds], [references[s] for s in seeds])
         except DataError as error:
             problems.append(f"{label} is not compared: {error}")
+            continue
+        if math.isfinite(gap.low + gap.high):
+            found[label] = gap
+        else:
+            problems.append(f"{label} is not compared: too few seekers, or too few labels of a kind, for an interval.")
     return found, problems
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from girl_recbole.errors import ConfigError, some_of, suggest
 from girl_recbole.report import details, scores, texts
-from girl_recbole.report.parts import Section, distinct, listed, plural
-from girl_recbole.report.runs import Runs, brief, mapping, number, seed_order
+from girl_recbole.report.parts import Section, distinct, listed
+from girl_recbole.report.runs import Runs, brief, mapping, number, plural, seed_order
 
 __all__ = ["all_sections", "facts"]
 

@@ -15,7 +15,7 @@ from girl_recbole.comparison import mean_and_half
 
 __all__ = ["Cell", "Column", "Table", "latex_text", "markdown_text", "mean_cell", "minus", "to_latex", "to_markdown"]
 
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~#])")
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]|~#])")
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -115,7 +115,8 @@ def to_latex(table: Table) -> str:
 
 def markdown_text(text: str) -> str:
     """``text`` on one line, with nothing in it that Markdown or HTML would read."""
-    return _MARKDOWN.sub(r"\\\1", " ".join(text.split())).replace("&", "&amp;")
+    line = _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
+    return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def latex_text(text: str) -> str:
