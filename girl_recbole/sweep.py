@@ -30,13 +30,13 @@ import dataclasses
 import functools
 import hashlib
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from girl_recbole.config import check_keys, load_properties, properties_file
-from girl_recbole.errors import ConfigError
+from girl_recbole.errors import ConfigError, suggest
 from girl_recbole.search_space import Parameter, canonical, parse_params_file, parse_space
 from girl_recbole.trials import best_of, final_runs, search
 from girl_recbole.workers import Workers
@@ -79,15 +79,16 @@ def read_sweep(
     params_file: Path | None = None,
     fixed: Mapping[str, Any] | None = None,
 ) -> SweepConfig:
-    """A sweep file or RecBole's params_file, with ``given`` keys over it and ``fixed`` over its fixed settings."""
+    """A sweep file, a shipped one's name or RecBole's params_file, with ``given`` keys and ``fixed`` settings."""
     defaults = load_properties(properties_file("sweep.yaml"))
+    file = _shipped(file) if file is not None else None
     if file is not None and Path(file).suffix not in (".yaml", ".yml"):
         if params_file is not None:
             raise ConfigError(f"{file}: a sweep file ends in .yaml; the parameters come from {params_file}.")
         file, params_file = None, file
     written = load_properties(Path(file)) if file is not None else {}
     check_keys(written, defaults, str(file))
-    check_keys(given or {}, defaults, "girl sweep (its keys: properties/sweep.yaml; settings of the runs: --set)")
+    check_keys(given or {}, defaults, "girl sweep (its keys: girl keys sweep; settings of the runs: --set key=value)")
     values = {**defaults, **written, **(given or {})}
     if params_file is not None:
         values["space"] = parse_params_file(Path(params_file))
@@ -150,6 +151,17 @@ def best_settings(
     return dict(best_of(rows, plan.bigger)["settings"])
 
 
+def _shipped(file: Path) -> Path:
+    """``file``, or where there is none a shipped one of this name."""
+    shipped = properties_file(f"sweep/{Path(file).name}.yaml")
+    if Path(file).exists():
+        return Path(file)
+    if str(file) == shipped.stem and shipped.exists():
+        return shipped
+    names = sorted(path.stem for path in properties_file("sweep.yaml").parent.glob("sweep/*.yaml"))
+    raise ConfigError(f"{file}: no such sweep file{suggest(str(file), names)}; shipped: {', '.join(names)}.")
+
+
 # ---------------------------------------------------------------------------------------------------------- one model
 
 
@@ -197,6 +209,8 @@ def _plan(model, dataset, split, space, how, seed, fixed, data_path) -> _Plan:
     if split is not None:
         overrides["split"] = split
     config = run._config(model, dataset, [], {**overrides, "results_file": None})
+    settings = _effective(config)
+    check_keys(space, settings, f"space of {model}")  # RecBole's models read more keys than theirs without a word
     run._check_dataset(config)
     if not Path(config["data_path"]).exists():
         create_dataset(config)  # downloads it, once for all trials
@@ -207,7 +221,7 @@ def _plan(model, dataset, split, space, how, seed, fixed, data_path) -> _Plan:
         "code": _code_hash(model),
         "versions": _versions(),
         "data": results.file_hashes(run._data_files(config)),
-        "config": _effective(config, space),
+        "config": {key: value for key, value in settings.items() if key not in space},
         "space": {key: [parameter.kind, parameter.values] for key, parameter in space.items()},
         "search": how,
         "seed": seed,
@@ -275,15 +289,15 @@ def _run(model, dataset, overrides, metric, depends_on, settings, seed, final) -
 # --------------------------------------------------------------------------------------------- what numbers depend on
 
 
-def _effective(config, space: Iterable[str]) -> dict[str, Any]:
-    """The settings of a run that are not searched, without those of other stages and those that change no number."""
+def _effective(config) -> dict[str, Any]:
+    """The settings of a run, without those of other stages and those that change no number."""
     from girl_recbole.recbole_config import _run_keys
 
     others = {key for key in load_properties(properties_file("overall.yaml")) if key not in _run_keys()}
     return {
         key: value
         for key, value in config.final_config_dict.items()
-        if key not in others and key not in _WITHOUT_EFFECT and key not in space
+        if key not in others and key not in _WITHOUT_EFFECT
     }
 
 

@@ -200,9 +200,7 @@ def _row(future: Future, key: tuple, about: Mapping[str, Any]) -> dict[str, Any]
 class _Log:
     """The lines of one search in a file of results; they are read on from where the last reading ended."""
 
-    _files: ClassVar[
-        dict[str, Any]
-    ] = {}  # opened once: closing any would give back every lock of this process on that file
+    _files: ClassVar[dict[str, Any]] = {}  # stay open: closing one gives back all locks of this process on that file
     _held: ClassVar[set[tuple[str, int]]] = set()
     _guard = threading.Lock()
 
