@@ -46,6 +46,7 @@ from girl_recbole.embed import EmbedConfig, embed
 from girl_recbole.errors import ConfigError, DataError, suggest
 from girl_recbole.jobs import Job, code_hash, name_of, read_lines, run_jobs
 from girl_recbole.manifest import text_hash
+from girl_recbole.plugin import MODELS
 from girl_recbole.splits import SplitConfig, split
 from girl_recbole.workers import cores
 
@@ -299,7 +300,7 @@ def _tune(files, plan: Plan, config: BenchmarkConfig, folder: Path, state: str, 
     jobs = [
         Job(
             {"row": row.row, "split": rule, "seed": seed, "settings": settings, **_told(row, plan)},
-            row.model, files.name, {**common, **row.fixed, **settings}, read_test=False,
+            row.model, files.name, {**common, **_labelled(row), **row.fixed, **settings}, read_test=False,
         )
         for row in tried if len(drawn[row.row]) > 1 for settings in drawn[row.row]
     ]  # fmt: skip
@@ -372,8 +373,8 @@ def _final(files, plan, config, folder, chosen, row: Row, study: str, varied: di
     closer = plan.evaluate["settings"] if study == "table" and _closer(plan, row, seed) else {}
     key |= {"evaluate": closer} if closer else {}
     overrides = {
-        **_common(files, plan, config, folder, rule, seed), **row.fixed, **chosen[row.row]["best"], **varied, **closer,
-        "predictions_folder": str(folder / "predictions"),
+        **_common(files, plan, config, folder, rule, seed), **_labelled(row), **row.fixed, **key["settings"],
+        **varied, **closer, "predictions_folder": str(folder / "predictions"),
     }  # fmt: skip
     more = {"row": row.row, "study": study, "varied": varied, "kind": row.kind, "tuning": chosen[row.row]}
     return Job(key, row.model, files.name, overrides, more=more)
@@ -389,6 +390,12 @@ def _common(files, plan: Plan, config: BenchmarkConfig, folder: Path, rule: str,
         "data_path": str(files.folder.parent), "split": f"{rule}-s{seed}", "seed": seed, "encoder": config.encoder,
         "checkpoint_dir": str(folder / "checkpoints"), **plan.settings,
     }  # fmt: skip
+
+
+def _labelled(row: Row) -> dict[str, Any]:
+    """For a model of RecBole our settings for labelled pairs, which count by themselves on shipped datasets only."""
+    path = properties_file(f"model/{row.model}.yaml")
+    return load_properties(path) if row.model not in MODELS and path.exists() else {}
 
 
 def _told(row: Row, plan: Plan) -> dict[str, Any]:
