@@ -113,6 +113,7 @@ WIN, TIE, LOSE, INVALID, NONE = "W", "T", "L", "I", "-"
 REPLICATES = 2000
 _MEASURES = {"reward": "reward", "market": "true probability", "format": "checks passed", "readability": "Flesch"}
 _BLOCK = 256  # queries of a search at a time, and questions between two writings of answers
+_DRAWS = 1 << 20  # of a bootstrap at a time
 _SAME = 1e-9
 
 
@@ -193,7 +194,7 @@ def judge(
 ) -> dict[str, Any]:
     """Compare all pairs of ``contestants`` by ``judges``; write ``output`` (judge-NAME.json in the current folder).
 
-    Returns what is shown: the rows of the file without the single verdicts. Raises ``ConfigError`` for settings that
+    Returns what is shown. Raises ``ConfigError`` for settings that
     cannot work and ``DataError`` for files that are missing or stale, before anything is judged.
     """
     started = time.monotonic()
@@ -204,7 +205,6 @@ def judge(
     makers = [(name, _asked(task, path) if name == "llm" else _scored(task, name)) for name in judges]
     rounds = [one for _, make in makers for one in make()]
     rows = [row for one in rounds for row in _rows(one, config.seed)]
-    shown = [{key: value for key, value in row.items() if key != "verdicts"} for row in rows]
     scores = [row for one in rounds for row in one.scores]
     alike = _agreements(rounds, task.pairs)
     report = {"dataset": files.name, "contestants": list(contestants), "seekers": len(task.users)}
@@ -224,7 +224,7 @@ def judge(
         json.dump(plain(record), file, indent=1, ensure_ascii=False)
         file.write("\n")
     _answers_path(path).unlink(missing_ok=True)
-    return {**report, "file": str(path), "verdicts": shown, "scores": scores, "agreement": alike}
+    return {**report, "contestants": ", ".join(contestants), "file": str(path), **_shown(rows, scores, alike)}
 
 
 def trained_with(files: DatasetFiles, config: JudgeConfig) -> dict[str, Any]:
@@ -274,9 +274,11 @@ def bootstrap(values: np.ndarray, seed: int, replicates: int = REPLICATES) -> tu
 
     As many values and the same seed give the same samples, so the interval of -values is the mirror image.
     """
-    n = len(values)
-    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=replicates)
-    low, high = np.quantile(drawn @ np.asarray(values, np.float64) / n, (0.025, 0.975))
+    rng, values, n = np.random.default_rng(seed), np.asarray(values, np.float64), len(values)
+    at_once = max(1, _DRAWS // n)
+    sizes = [min(at_once, replicates - done) for done in range(0, replicates, at_once)]
+    means = np.concatenate([values[rng.integers(0, n, (size, n))].mean(axis=1) for size in sizes])
+    low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)
 
 
@@ -503,7 +505,7 @@ def _scored(task: _Task, name: str) -> Callable[[], list[_Round]]:
     """The judge ``name``, ready: what it needs is loaded and checked; the call judges."""
     measure = {"reward": _reward, "market": _market, "retrieval": _retrieval, "format": _format,
                "readability": _readability}[name](task)  # fmt: skip
-    criterion = _MEASURES.get(name) or f"own job found ({task.config.retrieval_search})"
+    criterion = _MEASURES.get(name) or f"own job found by {task.config.retrieval_search}"
 
     def run() -> list[_Round]:
         found = {contestant: measure(jds) for contestant, jds in task.jds.items()}
@@ -636,9 +638,8 @@ def _asked(task: _Task, path: Path) -> Callable[[], list[_Round]]:
         judge_question(config.prompt_language, criterion)
     if (config.judge_model is None) == (config.api_url is None):
         raise ConfigError(
-            f"--judge=llm: {'neither' if config.api_url is None else 'both'} judge_model and api_url "
-            f"{'is' if config.api_url is None else 'are'} given; one is required: judge_model, a model by name or "
-            f"folder, or api_url and api_model, a served one."
+            f"judge_model and api_url: {'neither is' if config.api_url is None else 'both are'} given; the judge llm "
+            f"needs one of them: judge_model, a model by name or folder, or api_url and api_model, a served one."
         )
     model: _Model = _Served(config) if config.judge_model is None else _Local(config, criteria)
 
@@ -831,6 +832,46 @@ def _rows(one: _Round, seed: int) -> Iterator[dict[str, Any]]:
         row = {"judge": one.judge, "criterion": one.criterion, "a": a, "b": b, **tally(verdicts)}
         n = row.pop("n")
         yield {**row, "low": low, "high": high, "n": n, **one.facts.get((a, b), {}), "verdicts": "".join(verdicts)}
+
+
+def _shown(rows: list[dict], scores: list[dict], alike: list[dict]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of the file for a screen: what belongs together in one column."""
+
+    def number(value: float | None, form: str = ".2f") -> str:
+        return "" if value is None else format(value, form)
+
+    def bounds(row: dict, key: str, form: str) -> str:
+        if row[key] is None:
+            return ""
+        return f"{row[key]:{form}} [{row['low']:{form}}, {row['high']:{form}}]"
+
+    shown: dict[str, list[dict[str, Any]]] = {"verdicts": [], "scores": [], "language model": [], "agreement": []}
+    for row in rows:
+        by = f"llm, {row['criterion']}" if row["judge"] == "llm" else row["judge"]
+        pair = f"{row['a']} v. {row['b']}"
+        shares = {name: number(row[name]) for name in _NAMES}
+        shown["verdicts"].append(
+            {"judge": by, "pair": pair, **shares, "adv": bounds(row, "adv", "+.2f"), "n": row["n"]}
+        )
+        if row["judge"] == "llm":
+            bias = {"position bias": number(row["position_bias"]), "says A": number(row["says_a"])}
+            shown["language model"].append(
+                {"criterion": row["criterion"], "pair": pair, **bias, "unreadable answers": row["unreadable_answers"]}
+            )
+    for row in scores:
+        more = [f"{key} {value:.4g}" for key, value in row.items() if key not in _SCORE_KEYS and value is not None]
+        mean = bounds(row, "mean", ".4g")
+        one = {"judge": row["judge"], "contestant": row["contestant"], "mean": mean, "n": row["n"]}
+        shown["scores"].append({**one, "more": ", ".join(more)})
+    for row in alike:
+        one = {"judges": f"{row['one']} / {row['two']}", "pair": f"{row['a']} v. {row['b']}", "n": row["n"]}
+        shown["agreement"].append(
+            {**one, **{name: number(row[name]) for name in ("same", "kappa", "rank_correlation")}}
+        )
+    return {name: some for name, some in shown.items() if some}
+
+
+_SCORE_KEYS = ("judge", "contestant", "mean", "low", "high", "n")
 
 
 def _agreements(rounds: Sequence[_Round], pairs: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
