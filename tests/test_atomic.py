@@ -95,13 +95,18 @@ def test_users_round_trip_in_order(tmp_path):
     assert read_users(tmp_path / "r.user") == ["u2", "u10", "NA", "007"]
 
 
-def test_recbole_pjf_documents(tmp_path):
+def test_recbole_pjf_documents(tmp_path, monkeypatch):
     (tmp_path / "z.udoc").write_text(
         "user_id:token\tuser_doc:token_seq\nu1\tjava \\n sql\nu1\t team lead\r\n\nu2\tcook\n"
     )
     assert read_docs(tmp_path / "z.udoc") == {"u1": "java \\n sql\n team lead", "u2": "cook"}
     (tmp_path / "z.idoc").write_text("job_id:token\tjob_doc:token_seq\ni1\ta\ni2\tb\ni1\tc\n")
     with pytest.raises(DataError, match="line 4: second document of i1"):
+        read_docs(tmp_path / "z.idoc")
+    monkeypatch.setattr(atomic, "_RECENT", 4)
+    rows = "".join(f"i{n % 5}\ta\n" for n in range(1, 7))
+    (tmp_path / "z.idoc").write_text(f"job_id:token\tjob_doc:token_seq\n{rows}")
+    with pytest.raises(DataError, match="line 7: second document of i1"):
         read_docs(tmp_path / "z.idoc")
 
 
