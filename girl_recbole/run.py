@@ -9,6 +9,7 @@ appends to ``results_file``) one row of plain JSON values:
     of RecBole's: auc, logloss, labeledgauc, ece of test after Platt scaling on validation; else null), prior, oracle
     (auc and logloss, or null), curve {train_loss: [mean of a batch, by epoch], valid: [[epoch, valid_metric], ...]},
     predictions (a file, predictions.py, where predictions_folder names a folder; else null),
+    ranking, groups, fairness (evaluation.py, what rank_seekers, rank_jobs, group_by, fairness_swaps ask for; or null),
     parameters (trained numbers), time_s {load, train, evaluate}, peak_memory_mb (of the process so far), machine,
     nproc, checkpoint
 
@@ -165,11 +166,12 @@ def _experiment(model, dataset, files, overrides, read_test=True) -> dict[str, A
     from recbole.data import create_dataset, data_preparation
     from recbole.utils import get_trainer, init_seed
 
-    from girl_recbole import results
+    from girl_recbole import evaluation, results
 
     started = time.perf_counter()
     config = _config(model, dataset, files, overrides)
     _check_dataset(config)
+    evaluation.check(config)
     with _recbole_log(config):
         logger = logging.getLogger()
         logger.info(config)
@@ -208,6 +210,9 @@ def _experiment(model, dataset, files, overrides, read_test=True) -> dict[str, A
             logger.info(f"test result: {_numbers(test_result)}")
             predictions, stock = _predictions(config, net, valid, test, trainer.saved_model_file)
         tested = time.perf_counter()
+        more = dict.fromkeys(("ranking", "groups", "fairness"))
+        if read_test and not config["local_rank"]:
+            more = evaluation.evaluate(net, config, train, test, valid)
     return results.plain({
         "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": config["model"],
@@ -226,6 +231,7 @@ def _experiment(model, dataset, files, overrides, read_test=True) -> dict[str, A
         "curve": {"train_loss": [float(loss) / max(1, len(train)) for loss in trainer.train_loss_dict.values()],
                   "valid": validated},
         "predictions": predictions,
+        **more,
         "parameters": sum(p.numel() for p in net.parameters() if p.requires_grad),
         "time_s": {"load": round(loaded - started, 3), "train": round(trained - loaded, 3),
                    "evaluate": round(tested - trained, 3)},
