@@ -87,7 +87,7 @@ class Plan:
     trials: int
     tuning_split: str
     settings: dict
-    evaluate: dict
+    evaluate: list
     rows: list[Row]
     compare: list
     studies: dict
@@ -145,7 +145,8 @@ def read_plan(name: str, *, quick: bool = False, only: Sequence[str] = ()) -> Pl
     path = path if path.exists() else Path(name)
     given = load_properties(path)
     _check_keys(given, _PLAN, str(path))
-    _check_keys(given.get("evaluate") or {}, _EVALUATE, f"{path}: evaluate")
+    for entry in given.get("evaluate") or ():
+        _check_keys(entry, _EVALUATE, f"{path}: evaluate")
     short = given.pop("quick", {}) if quick else {}
     left_out, studies = short.pop("leave_out", []), short.pop("studies", None)
     given |= short
@@ -174,7 +175,7 @@ def read_plan(name: str, *, quick: bool = False, only: Sequence[str] = ()) -> Pl
         trials=given["trials"],
         tuning_split=given["tuning_split"],
         settings=given.get("settings") or {},
-        evaluate=given.get("evaluate") or {"rows": [], "seeds": [], "settings": {}},
+        evaluate=given.get("evaluate") or [],
         rows=list(rows.values()),
         compare=given.get("compare") or [],
         studies={
@@ -254,18 +255,22 @@ def _most_samples(files: DatasetFiles, plan: Plan) -> int:
 
 def _measurable(files: DatasetFiles, plan: Plan) -> Plan:
     """The plan whose ``evaluate`` names only groups and swaps that this dataset can give; the others are logged."""
-    asked = dict(plan.evaluate["settings"])
     path = files.path("user")
     columns = ["history", *(_header(path)[0] if path.exists() else ())]
-    lacking = [name for name in asked.get("group_by", ()) if name not in columns]
-    swaps = asked.get("fairness_swaps", ())
-    if swaps and not files.path("swaps").exists() and not files.path("truth.npz").exists():
-        lacking += [f"swaps of {name}" for name in swaps]
-        asked["fairness_swaps"] = []
+    swappable = files.path("swaps").exists() or files.path("truth.npz").exists()
+    entries, lacking = [], []
+    for entry in plan.evaluate:
+        settings = dict(entry["settings"])
+        groups, swaps = settings.get("group_by", []), settings.get("fairness_swaps", [])
+        lacking += [name for name in groups if name not in columns] + [f"swaps of {x}" for x in swaps if not swappable]
+        if groups:
+            settings["group_by"] = [name for name in groups if name in columns]
+        if swaps and not swappable:
+            settings["fairness_swaps"] = []
+        entries.append({**entry, "settings": settings})
     if lacking:
         _log.info("%s: no data for %s, which are left out of the evaluation.", files.name, ", ".join(lacking))
-        asked["group_by"] = [name for name in asked.get("group_by", ()) if name in columns]
-    return replace(plan, evaluate={**plan.evaluate, "settings": asked})
+    return replace(plan, evaluate=entries)
 
 
 def _kinds(plan: Plan) -> list[str]:
@@ -370,7 +375,7 @@ def _run_of(job: Job) -> tuple[str, str, int]:
 def _final(files, plan, config, folder, chosen, row: Row, study: str, varied: dict, rule: str, seed: int) -> Job:
     key = {"study": study, "row": row.row, **varied, "split": rule, "seed": seed, **_told(row, plan)}
     key["settings"] = chosen[row.row]["best"]
-    closer = plan.evaluate["settings"] if study == "table" and _closer(plan, row, seed) else {}
+    closer = _closer(plan, row, seed) if study == "table" else {}
     key |= {"evaluate": closer} if closer else {}
     overrides = {
         **_common(files, plan, config, folder, rule, seed), **_labelled(row), **row.fixed, **key["settings"],
@@ -380,9 +385,13 @@ def _final(files, plan, config, folder, chosen, row: Row, study: str, varied: di
     return Job(key, row.model, files.name, overrides, more=more)
 
 
-def _closer(plan: Plan, row: Row, seed: int) -> bool:
-    rows = plan.evaluate["rows"]
-    return seed in plan.evaluate["seeds"] and (not rows or row.row in rows)
+def _closer(plan: Plan, row: Row, seed: int) -> dict[str, Any]:
+    """The settings of all entries of ``evaluate`` that speak of this row and seed."""
+    closer: dict[str, Any] = {}
+    for entry in plan.evaluate:
+        if seed in entry["seeds"] and (not entry["rows"] or row.row in entry["rows"]):
+            closer |= entry["settings"]
+    return closer
 
 
 def _common(files, plan: Plan, config: BenchmarkConfig, folder: Path, rule: str, seed: int) -> dict[str, Any]:
