@@ -458,6 +458,21 @@ def test_a_model_of_ids_cannot_change(toy, tiny_encoder):
     assert (found["mean_abs_change"], found["largest_change"], found["flips@5"]) == (0, 0, 0)
 
 
+@pytest.mark.parametrize("model, changes", [
+    ("TFIDF", True), ("GradientBoosting", True), ("PJFNN", True), ("BIGRec", False),
+])  # fmt: skip
+def test_models_that_are_fitted_to_training_texts_stay_what_they_were(mixed, tiny_encoder, model, changes):
+    """Who is swapped is in train, too: idf, vocabulary and trees are those of the real CVs. BIGRec reads
+    no CV, and the JD is kept."""
+    with_swaps(mixed)
+    how = {"eval_args": LABELLED, "fairness_swaps": ["trade"], "fairness_seekers": 20, **OFF}
+    config, (train, valid, test), net = made(mixed, tiny_encoder, model, **how)
+    (row,) = evaluate(net, config, train, test, valid)["fairness"]["swap"]
+    assert row["as_new"] == pytest.approx(0, abs=1e-5)
+    assert (row["mean_abs_change"] > 0.005) == changes
+    assert (row["flips@5"] > 0) == changes
+
+
 def test_the_command_says_what_the_row_of_training_says(toy, tiny_encoder, tmp_path, monkeypatch, capsys):
     """A trained network whose signal is the trade: swapping it moves probabilities far; and all numbers agree."""
     monkeypatch.chdir(tmp_path)
