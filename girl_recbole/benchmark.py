@@ -38,12 +38,13 @@ from typing import Any
 
 import numpy as np
 
-from girl_recbole import predictions, results
+from girl_recbole import predictions, results, sft
 from girl_recbole.atomic import DatasetFiles, _header, atomic_write
 from girl_recbole.comparison import holm, paired_difference
 from girl_recbole.config import load_properties, make_config, properties_file
 from girl_recbole.embed import EmbedConfig, embed
 from girl_recbole.errors import ConfigError, DataError, suggest
+from girl_recbole.generate import generator_folder
 from girl_recbole.jobs import Job, code_hash, name_of, read_lines, run_jobs
 from girl_recbole.manifest import text_hash
 from girl_recbole.plugin import MODELS
@@ -107,6 +108,7 @@ def benchmark(files: DatasetFiles, config: BenchmarkConfig, *, quick: bool = Fal
     folder.mkdir(parents=True, exist_ok=True)
     processes = config.benchmark_jobs or cores()
     _make_splits(files, plan)
+    _make_generator(files, plan)
     vectors = {"encoder": config.encoder, "n_generated": _most_samples(files, plan)}
     embed(files, make_config(EmbedConfig, dataset=files.name, overrides=vectors), kinds=_kinds(plan))
     state = _state(files, plan)
@@ -218,6 +220,20 @@ def _make_splits(files: DatasetFiles, plan: Plan) -> None:
         if not files.split(f"{rule}-s{seed}", "test").exists():
             overrides = {"split": rule, "split_seed": seed, "split_suffix": f"s{seed}"}
             split(files, make_config(SplitConfig, dataset=files.name, overrides=overrides))
+
+
+def _make_generator(files: DatasetFiles, plan: Plan) -> None:
+    """Fine-tune the generator that FT-LLM starts from, where a row needs it and it is not there."""
+    needed = False
+    for row in plan.rows:
+        shipped = load_properties(properties_file(f"model/{row.model}.yaml")) if row.model == "FTLLM" else {}
+        settings = {**shipped, **plan.settings, **row.fixed}
+        if settings.get("ftllm_base") == "generator":
+            folder = generator_folder(settings["saved_folder"], files.name, settings["start_generator"])
+            needed = needed or (settings["start_generator"] == "sft" and not folder.exists())
+    if needed:
+        print(f"FT-LLM starts from the fine-tuned generator: girl sft {files.name} (minutes)", flush=True)
+        sft.train(files, make_config(sft.SFTConfig, dataset=files.name, preset="generator/tiny"))
 
 
 def _with_texts(files: DatasetFiles, plan: Plan) -> Plan:
