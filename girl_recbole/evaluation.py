@@ -2,7 +2,8 @@
 
     ranking    {"jobs_for_seekers": {...}, "seekers_for_jobs": {...}, "labelled": {...}, "labelled_by_job": {...}}
     groups     [{"by", "group", "seekers", "pairs", "matched", "auc", "logloss", "ece"}, ...]
-    fairness   {"swap": [...], "directions": [...], "auc_gap": {by: {...}}, "probability_sd": x}       fairness.py
+    fairness   {"swap": [...], "regenerated": [...], "directions": [...], "towards": {...}  (fairness.py),
+                "auc_gap": {by: gap}, "auc_gaps": [{"by", "gap", ...}, ...], "probability_sd": x}
 
 Ranking    ``rank_seekers`` seekers of test, drawn by seed among those with a matched test pair: the ranks of their
            matched jobs among all jobs of the dataset, less those of the seeker's pairs in train and valid, matched or
@@ -96,8 +97,12 @@ def evaluate(model, config, train, test, valid=None) -> dict[str, Any]:
     if settings.group_by:
         out["groups"], gaps = _groups(settings, files, config, train, part)
     if settings.fairness_swaps or settings.group_by:
-        out["fairness"] = {"swap": [], "directions": [], "auc_gap": gaps,
-                           "probability_sd": float(part["probability"].std())}  # fmt: skip
+        out["fairness"] = {
+            "swap": [], "regenerated": [], "directions": [], "towards": {},
+            "auc_gap": {by: found and found["gap"] for by, found in gaps.items()},
+            "auc_gaps": [{"by": by} | found for by, found in gaps.items() if found],
+            "probability_sd": float(part["probability"].std()),
+        }  # fmt: skip
     if settings.fairness_swaps:
         data = train._dataset
         items = np.array([data.field2token_id[data.iid_field][item] for item in part["item"].tolist()])

@@ -4,19 +4,21 @@ Counterfactuals   NAME.swaps, a table   user_id:token  attribute:token  from:tok
                   one CV a row, the seeker's own but for the attribute; several rows a seeker and attribute are fine.
                   Without this file, a simulated market's are made from its own words (market/counterfactual.py).
 
-For a test pair (u, j), p = P(match | u, j) by the model, and p' the same with the other CV:
+For a test pair (u, j), p = P(match | u, j) by the model, and p' the same with the other CV. ``swap``, by attribute:
 
     mean_abs_change   mean of |p' - p| over pairs and counterfactuals         largest_change   the largest |p' - p|
     mean_change       mean of +-(p' - p), signed towards the greater value of the attribute (``towards``: male, the
-                      older age, tier 3), with a 95 % bootstrap interval over seekers (low, high)
+                      higher age, tier 3), with a 95 % bootstrap interval over seekers (low, high)
     flips@5           share of counterfactuals with which the set of the seeker's 5 best of all jobs (less those of his
                       train and valid pairs) is another one
-    directions        the same by from -> to, signed as p' - p; of an attribute with many values by up and down
+    told              share of the seekers of test whose CV tells the attribute: only they have a counterfactual
 
-Only CVs that tell the attribute have a counterfactual: ``told`` is their share among the seekers of test. The
-generated JD is ``kept`` (the model reads another CV beside the same JD), or ``regenerated``: the trained generator
-writes a JD for either CV, with the same random numbers for both. The row ``another draw`` is what a JD of the same CV
-and other random numbers changes: a swap that changes no more than that changes nothing that a second run would not.
+``directions`` has the same by from -> to, signed as p' - p; of an attribute with many values by up and down.
+
+In ``swap`` the generated JD is kept: the model reads another CV beside the same JD. In ``regenerated`` the trained
+generator writes a JD for either CV, with the same random numbers for both. Its row ``another draw`` is what a JD of the
+same CV and other random numbers changes: a swap that changes no more than that changes nothing that a second run would
+not.
 
 How, for a model that reads texts (any on a GIRLDataset): the model is made again on a copy of the data, in a temporary
 folder, that has more seekers: for each CV that is compared one who is in no training pair. The trained state is loaded
@@ -170,8 +172,8 @@ def swap_changes(
     most: int | None,
     regenerate: bool,
     saved_folder: str,
-) -> dict[str, list[dict[str, Any]]]:
-    """``{"swap": [...], "directions": [...]}`` of a trained model; the module's docstring says what they are.
+) -> dict[str, Any]:
+    """``{"swap", "regenerated", "directions", "towards"}`` of a trained model, as the module's docstring says.
 
     ``dataset``: the training part. ``pairs``: seekers (their ids in the files), internal ids of jobs, and scores of the
     test pairs, (N,) each. ``known``: internal ids of pairs whose jobs are not ranked. ``probability``: of scores.
@@ -185,7 +187,7 @@ def swap_changes(
     reads = hasattr(dataset, "texts")
     if reads and str(config["generated"]) == "shuffled":
         _log.warning("fairness_swaps: not measured with generated: shuffled, where more seekers shuffle other JDs.")
-        return {"swap": [], "directions": []}
+        return {"swap": [], "regenerated": [], "directions": [], "towards": {}}
     compared = _compared(files, config, swaps, regenerate and reads, saved_folder) if reads else []
     if not reads:
         blank = _Reader("", "", ())
@@ -211,33 +213,34 @@ def swap_changes(
         as_new = 0.0
         changes = [np.zeros(len(place[one.swap.user])) for one in compared]
         flips = [False] * len(compared)
-    table, directions = [], []
+    out: dict[str, Any] = {"swap": [], "regenerated": [], "directions": [], "towards": {}}
     for attribute, jd in dict.fromkeys((one.swap.attribute, one.jd) for one in compared):
         some = [n for n, one in enumerate(compared) if (one.swap.attribute, one.jd) == (attribute, jd)]
-        sign = np.array([_sign(compared[n].swap) for n in some])
-        head = {"attribute": attribute, "jd": jd}
-        people = [compared[n].swap.user for n in some]
-        entry = head | _summary([changes[n] for n in some], people, sign, config["seed"])
+        mine = [compared[n].swap for n in some]
+
+        def summary(which: Sequence[int], signs: Sequence[int]) -> dict[str, Any]:
+            return _summary([changes[n] for n in which], [compared[n].swap.user for n in which], signs, config["seed"])
+
+        entry = {"attribute": attribute} | summary(some, [_sign(swap) for swap in mine])
         entry |= {f"flips@{_TOP}": float(np.mean([flips[n] for n in some])), "as_new": float(as_new)}
-        if attribute in told:
-            entry |= {"told": told[attribute], "towards": _towards([compared[n].swap for n in some])}
-        table.append(entry)
+        out["swap" if jd == "kept" else "regenerated"].append(entry)
         if attribute not in told:
             continue
-        ways = np.array(_ways([compared[n].swap for n in some]))
+        entry["told"] = told[attribute]
+        out["towards"][attribute] = _towards(mine)
+        ways = np.array(_ways(mine))
         for way in np.unique(ways).tolist():
             which = [n for n, one in zip(some, ways, strict=True) if one == way]
-            summary = _summary(
-                [changes[n] for n in which], [compared[n].swap.user for n in which], np.ones(len(which)), config["seed"]
+            out["directions"].append(
+                {"attribute": attribute, "jd": jd, "direction": way} | summary(which, [1] * len(which))
             )
-            directions.append(head | {"direction": way} | summary)
-    return {"swap": table, "directions": directions}
+    return out
 
 
-def _summary(changes: Sequence[np.ndarray], people: Sequence[str], sign: np.ndarray, seed: int) -> dict[str, Any]:
+def _summary(changes: Sequence[np.ndarray], people: Sequence[str], signs: Sequence[int], seed: int) -> dict[str, Any]:
     """Counts, mean absolute and signed change with its interval, largest change."""
     every = np.concatenate(changes)
-    signed = np.concatenate([s * change for s, change in zip(sign, changes, strict=True)])
+    signed = np.concatenate([s * change for s, change in zip(signs, changes, strict=True)])
     _, who = np.unique(np.repeat(people, [len(change) for change in changes]), return_inverse=True)
     total, count = np.bincount(who, weights=signed), np.bincount(who)
     rng, n = np.random.default_rng([seed, 3]), len(total)
