@@ -360,9 +360,11 @@ def _shown(record: dict[str, Any], path: Path) -> dict[str, Any]:
         report[f"jobs found by {name}"] = [
             {
                 "rank": row["rank"], "job": row["item_id"], "score": row["score"],
-                **{key: row[key] for key in ("model", "true_probability") if row.get(key) is not None},
-                "answer": _ANSWERS[row["answer"]], "title": row["title"], "why": "; ".join(row["why"]),
+                **{short: row[key] for short, key in (("model", "model"), ("true p", "true_probability"))
+                   if row.get(key) is not None},
+                "answer": _ANSWERS[row["answer"]], "title": row["title"],
             }
             for row in block["found"]
         ]  # fmt: skip
+        report |= {f"{name} {row['rank']}, {row['item_id']}": "; ".join(row["why"]) for row in block["found"]}
     return {**report, "file": str(path)}
