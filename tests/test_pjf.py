@@ -14,11 +14,13 @@ from recbole.data.interaction import Interaction
 from recbole.quick_start import load_data_and_model
 from recbole.utils import get_model, get_trainer, init_seed
 from sklearn.metrics import roc_auc_score
+from torch.nn import functional
 
 from girl_recbole.atomic import PARTS, DatasetFiles, write_docs, write_interactions
 from girl_recbole.config import load_properties, properties_file
 from girl_recbole.errors import ConfigError, DataError
-from girl_recbole.models import apjfnn, bpjfnn, pjfnn, scorer, text_scorer
+from girl_recbole.models import apjfnn, bpjfnn, lstm, pjfnn, scorer, text_scorer
+from girl_recbole.words import split_items
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import pjf_loops
@@ -114,6 +116,24 @@ def test_outputs_and_gradients_are_those_of_a_loop_over_pairs_items_and_words(na
     assert not model.words.weight.grad[0].any()
 
 
+def test_the_lstm_is_that_of_torch():
+    """On sequences one by one; outputs and gradients of inputs and weights."""
+    torch.manual_seed(0)
+    module = torch.nn.LSTM(3, 4, batch_first=True, bidirectional=True)
+    lengths = torch.tensor([3, 0, 7, 1, 7])
+    inputs = torch.randn(5, 8, 3, requires_grad=True)
+    found = lstm.bilstm(module, inputs, lengths)
+    expected = torch.zeros(5, 8, 8)
+    for row, length in enumerate(lengths.tolist()):
+        if length:
+            expected[row, :length] = module(inputs[row : row + 1, :length])[0][0]
+    torch.testing.assert_close(found, expected)
+    weights, several = torch.randn(5, 8, 8), [inputs, *module.parameters()]
+    expected = torch.autograd.grad((expected * weights).sum(), several)
+    torch.testing.assert_close(torch.autograd.grad((found * weights).sum(), several), expected)
+    assert not lstm.bilstm(module, inputs, lengths * 0).any()
+
+
 def test_pjfnn_by_hand():
     """Words of one coordinate x = 1 or -1; the first convolution makes (x, -x), ReLU (1, 0) or (0, 1)."""
     model = _model("PJFNN", cvs=["good", "bad", "good\nbad"], jds=["good", "bad", "good\nbad"], embedding_size=1,
@@ -204,16 +224,18 @@ def test_bce_is_the_cross_entropy_with_the_labels():
 
 @pytest.mark.parametrize("training", [False, True])
 def test_the_order_of_items_is_nothing_to_pjfnn(training):
-    turned = {"cvs": ["! ".join(reversed(cv.split(". "))) for cv in CVS[:1]], "jds": [". ".join(reversed(jd[:-1].split(". "))) + "." for jd in JDS[:1]]}  # fmt: skip  # noqa: E501
-    plain, other = ({"cvs": CVS[:1], "jds": JDS[:1]}, turned)
-    pair = Interaction({"user_id": torch.tensor([1]), "item_id": torch.tensor([1])})
-    models = [_model("PJFNN", pairs=[(1, 1, 1)], **texts).train(training) for texts in (plain, other)]
-    models[1].words.weight.data.copy_(models[0].words.weight.data)
-    assert models[0].vocabulary_sha256.equal(models[1].vocabulary_sha256)
-    assert not models[0].jd_rows.equal(models[1].jd_rows) or not models[0].jd_items.equal(models[1].jd_items)
-    torch.testing.assert_close(models[0].logits(pair), models[1].logits(pair), atol=1e-6, rtol=0)
-    scores = [model.requirement_scores(torch.tensor([1]), torch.tensor([1]))[0] for model in models]
-    assert scores[0].sort().values.tolist() == pytest.approx(scores[1].sort().values.tolist(), abs=1e-6)
+    cvs, jds = [CVS[0], CVS[4]], [JDS[0], JDS[3]]
+    plain = _model("PJFNN", cvs, jds, seed=3).train(training)
+    turned = ["\n".join(reversed(split_items(text))) for text in (*cvs, *jds)]
+    other = _model("PJFNN", turned[:2], turned[2:], seed=3).train(training)
+    assert not plain.jd_items[plain.jd_rows].equal(other.jd_items[other.jd_rows])
+    pairs = _every_pair(plain)
+    torch.testing.assert_close(plain.logits(pairs), other.logits(pairs), atol=1e-6, rtol=1e-6)
+    one = torch.tensor([1])
+    plain.eval(), other.eval()
+    scores, counts = plain.requirement_scores(one, one)[0], len(split_items(jds[0]))
+    assert scores.tolist() == pytest.approx(other.requirement_scores(one, one)[0].tolist()[::-1], abs=1e-5)
+    assert len(scores) == counts == len(set(scores.tolist()))
 
 
 def test_the_order_of_items_matters_to_the_recurrent_models():
@@ -237,14 +259,16 @@ def test_padding_batch_size_and_blocks_change_nothing(name, monkeypatch):
     torch.testing.assert_close(alone, whole, atol=2e-6, rtol=1e-5)
     torch.testing.assert_close(blocks, whole, atol=2e-6, rtol=1e-5)
     torch.testing.assert_close(model.logits(pairs).detach(), whole, atol=2e-6, rtol=1e-5)
-    wider = _model(name, cvs=[*CVS, "long " * 30 + "\nx" * 12], jds=[*JDS, "long " * 30 + "\nx" * 12])
-    narrow = _model(name, cvs=[*CVS, "long x"], jds=[*JDS, "long x"])
-    narrow.load_state_dict(wider.state_dict())
-    assert wider.cv_items.shape[1] > narrow.cv_items.shape[1]
+    wider = copy.deepcopy(model)
+    for kind in ("cv", "jd"):
+        for table in ("rows", "items"):
+            setattr(wider, f"{kind}_{table}", functional.pad(getattr(model, f"{kind}_{table}"), (0, 7)))
+    if name == "APJFNN":
+        wider.most_words, wider.most_requirements = model.most_words + 9, wider.jd_rows.shape[1]
     with torch.no_grad():
         for training in (False, True):
-            torch.testing.assert_close(wider.train(training).logits(pairs), narrow.train(training).logits(pairs),
-                                       atol=2e-6, rtol=1e-5)  # fmt: skip
+            found = [one.train(training).logits(pairs) for one in (model, wider)]
+            torch.testing.assert_close(found[0], found[1], atol=2e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -293,8 +317,9 @@ def test_documents_without_words_score_and_train(name):
         model.calculate_loss(batch).backward()
         assert all(value.grad is None or value.grad.isfinite().all() for value in model.parameters())
         model.eval()
-        assert model.predict(batch).isfinite().all()
-        assert torch.isfinite(model.full_sort_predict(batch)).all()
+        with torch.no_grad():
+            assert model.predict(batch).isfinite().all()
+            assert torch.isfinite(model.full_sort_predict(batch)).all()
     if name == "PJFNN":
         assert model.requirement_scores(torch.tensor([1]), torch.tensor([3])).isnan().all()
         assert model.logits(batch)[0].item() == pytest.approx(model.bias.item())  # a cosine of 0

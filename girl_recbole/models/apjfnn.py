@@ -33,7 +33,8 @@ from torch import nn
 from torch.nn import functional
 
 from girl_recbole.models.bpjfnn import direction_size
-from girl_recbole.models.text_scorer import Attention, Head, Items, TextScorer, bilstm, masked_softmax, positive_int
+from girl_recbole.models.lstm import bilstm
+from girl_recbole.models.text_scorer import Attention, Head, Items, TextScorer, masked_softmax, positive_int
 
 __all__ = ["APJFNN", "Weights"]
 

@@ -21,7 +21,8 @@ import torch
 from torch import nn
 
 from girl_recbole.errors import ConfigError
-from girl_recbole.models.text_scorer import _BLOCK, Head, TextScorer, bilstm, positive_int
+from girl_recbole.models.lstm import bilstm
+from girl_recbole.models.text_scorer import _BLOCK, Head, TextScorer, positive_int
 
 __all__ = ["BPJFNN", "direction_size"]
 

@@ -23,13 +23,12 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from girl_recbole.errors import ConfigError, DataError
 from girl_recbole.models.scorer import Scorer, one_of
 from girl_recbole.words import Vocabulary, number_documents
 
-__all__ = ["Attention", "Head", "Items", "TextScorer", "bilstm", "masked_softmax", "positive_int"]
+__all__ = ["Attention", "Head", "Items", "TextScorer", "masked_softmax", "positive_int"]
 
 _LOG = logging.getLogger(__name__)
 _DOCUMENTS = 512  # documents that are encoded at once where no gradient is needed
@@ -225,27 +224,6 @@ def masked_softmax(scores: torch.Tensor, mask: torch.Tensor, dim: int) -> torch.
     """Softmax over the entries where ``mask`` is True; 0 elsewhere, also where there is none at all."""
     lowest = torch.finfo(scores.dtype).min
     return torch.softmax(scores.masked_fill(~mask, lowest), dim) * mask
-
-
-def bilstm(
-    lstm: nn.LSTM,
-    inputs: torch.Tensor,
-    lengths: torch.Tensor,
-    embed: Callable[[torch.Tensor], torch.Tensor] | None = None,
-) -> torch.Tensor:
-    """(n, T, H) states of n padded sequences (n, T, E), zeros behind the end of each and where one is empty.
-
-    With ``embed`` the inputs are word ids (n, T), of which it makes vectors (words, E), without those of padding.
-    """
-    some = lengths.nonzero().squeeze(1)
-    states = lstm.weight_hh_l0.new_zeros(*inputs.shape[:2], 2 * lstm.hidden_size)
-    if not len(some):
-        return states
-    packed = pack_padded_sequence(inputs[some], lengths[some].cpu(), batch_first=True, enforce_sorted=False)
-    if embed is not None:
-        packed = packed._replace(data=embed(packed.data))
-    found, _ = pad_packed_sequence(lstm(packed)[0], batch_first=True, total_length=inputs.shape[1])
-    return found if len(some) == len(inputs) else states.index_copy(0, some, found)
 
 
 # ------------------------------------------------------------------------------------------------------------ settings
