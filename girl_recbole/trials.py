@@ -32,7 +32,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
-from girl_recbole import results
 from girl_recbole.errors import ConfigError, GirlError, suggest
 from girl_recbole.search_space import Parameter, canonical, draws, grid, size
 
@@ -176,6 +175,8 @@ def _check_failures(keys, log, most: int, of: int, busy: bool) -> None:
 
 def _row(future: Future, key: tuple, about: Mapping[str, Any]) -> dict[str, Any]:
     """What the run returned; or the line of its failure."""
+    from girl_recbole import results
+
     error = future.exception()
     if error is None:
         row = dict(future.result())
@@ -227,6 +228,8 @@ class _Log:
                     self.rows[self._key(row)] = row
 
     def append(self, key: tuple, settings: Mapping[str, Any], row: Mapping[str, Any]) -> None:
+        from girl_recbole import results
+
         number = {"trial": key[1]} if key[0] == "trial" else {}
         row = {**row, **number, "settings": dict(settings), "final": key[0] == "final", "depends_on": self.depends_on}
         results.append(self.path, row)

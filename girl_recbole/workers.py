@@ -15,6 +15,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
@@ -107,9 +108,8 @@ def _prepare() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = "1"
-    import torch
-
-    torch.set_num_threads(1)
+    if "torch" in sys.modules:  # a script that imports it; else it is imported later and reads the environment
+        sys.modules["torch"].set_num_threads(1)
 
 
 def _end_with_parent() -> None:
