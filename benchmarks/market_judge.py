@@ -1,4 +1,4 @@
-"""What the simulated market itself says of generated JDs, generator by generator.
+"""What the simulated market itself says of generated JDs, generator by generator, over seeds.
 
     python benchmarks/market_judge.py jobrec-sim --generators sft
     python benchmarks/market_judge.py NAME --generators sft-s{seed} ppo-s{seed} --seeds 1 2 3 --reward-model rm-s{seed}
@@ -37,8 +37,8 @@ from types import SimpleNamespace
 import numpy as np
 from common import REPLICATES, difference_interval, interval, nearest_items
 
-from girl_recbole.atomic import DatasetFiles, atomic_write, read_docs, read_generated, read_interactions, read_users
-from girl_recbole.errors import DataError, some_of
+from girl_recbole.atomic import DatasetFiles, atomic_write, read_docs, read_interactions
+from girl_recbole.judge import read_generated_for, unseen_seekers
 from girl_recbole.market import Truth, read_truth
 from girl_recbole.market.judge import true_probability
 from girl_recbole.prompts import parse_jd
@@ -88,7 +88,7 @@ def tables(files: DatasetFiles, arguments: argparse.Namespace) -> str:
 
         for name, done in runs.items():
             if not done or "{seed}" in name + (arguments.reward_model or ""):
-                done.append(judge(users, _read(files, name.format(seed=seed), users)))
+                done.append(judge(users, read_generated_for(files, name.format(seed=seed), users)))
         for name, (some, texts) in (_drawn(seed, users, pairs, rec, jds) | certain).items():
             if name not in certain or name not in references or "{seed}" in (arguments.reward_model or ""):
                 references.setdefault(name, []).append(judge(some, [[text] for text in texts]))
@@ -118,17 +118,6 @@ def tables(files: DatasetFiles, arguments: argparse.Namespace) -> str:
         mean, low, high, above, seeds = difference(runs[two], runs[one])
         out.append(f"| {two} − {one} | {mean:+.4f} [{low:+.4f}, {high:+.4f}] | {above} of {seeds} |")
     return "\n".join([*out, ""])
-
-
-def unseen_seekers(files: DatasetFiles) -> list[str]:
-    """The seekers of the recommendation stage who are in no training stage, in file order."""
-    seen: set[str] = set()
-    for stage in ("sft", "reward"):
-        if files.stage(stage).exists():
-            seen.update(read_interactions(files.stage(stage))["user_id"])
-    if files.stage("rl").exists():
-        seen.update(read_users(files.stage("rl")))
-    return [user for user in dict.fromkeys(read_interactions(files.inter)["user_id"]) if user not in seen]
 
 
 def judged(truth: Truth, users: list[str], texts: list[list[str]], known: set[str]) -> dict:
@@ -194,18 +183,6 @@ def _drawn(seed: int, users: list[str], pairs: list[tuple[str, str]], rec, jds: 
         "random job of the recommendation stage": (users, [jds[draw.choice(items)] for _ in users]),
         "a matched job of that stage": (having, [jds[draw.choice(matched[user])] for user in having]),
     }
-
-
-def _read(files: DatasetFiles, generator: str, users: list[str]) -> list[list[str]]:
-    path = files.gdoc(generator)
-    generated = read_generated(path)
-    missing = [user for user in users if user not in generated]
-    if missing:
-        raise DataError(
-            f"{path}: {len(missing)} of {len(users)} seekers have no generated JD ({some_of(missing)}); each needs "
-            f"one. Run `girl generate {files.name}`."
-        )
-    return [generated[user] for user in users]
 
 
 def _scorer(files: DatasetFiles, arguments: argparse.Namespace, seed: int):

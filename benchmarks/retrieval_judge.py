@@ -23,16 +23,16 @@ from pathlib import Path
 
 import numpy as np
 from common import REPLICATES, difference_interval, interval
-from market_judge import _read, _scorer, unseen_seekers
+from market_judge import _scorer
 
 from girl_recbole.atomic import DatasetFiles, atomic_write, read_docs, read_interactions
 from girl_recbole.config import make_config
-from girl_recbole.embed import EmbedConfig
+from girl_recbole.judge import read_generated_for, read_matched, retrieval_gains, unseen_seekers
 from girl_recbole.results import code_version
-from girl_recbole.rewards import bm25_search, embedding_search, retrieval_reward
+from girl_recbole.rewards import bm25_search, embedding_search
+from girl_recbole.vectors import EmbedConfig
 
 SEARCHES = ("BM25", "embedding")
-_BLOCK = 256  # queries at a time
 
 
 def main() -> None:
@@ -56,24 +56,17 @@ def main() -> None:
 
 def table(files: DatasetFiles, arguments: argparse.Namespace) -> str:
     """The table as markdown."""
-    cvs, jds = read_docs(files.udoc), read_docs(files.idoc)
-    pairs = read_interactions(files.inter)
-    row = {text: i for i, text in enumerate(dict.fromkeys(jds[item] for item in pairs["item_id"].unique()))}
-    matched = pairs[pairs["label"] == 1].groupby("user_id")["item_id"].agg(list)
+    cvs, jobs = read_docs(files.udoc), read_matched(files)
+    seekers = read_interactions(files.inter)["user_id"].nunique()
     unseen = unseen_seekers(files)
-    users = [user for user in unseen if user in matched.index]
-    own = [np.array(sorted({row[jds[item]] for item in matched[user]})) for user in users]
+    users = [user for user in unseen if user in jobs.of]
+    own = [jobs.of[user] for user in users]
     config = dataclasses.replace(make_config(EmbedConfig), encoder=arguments.encoder)
-    searches = {"BM25": bm25_search(list(row)), "embedding": embedding_search(list(row), config)}
+    searches = {"BM25": bm25_search(jobs.texts), "embedding": embedding_search(jobs.texts, config)}
 
     def found(queries: list[str]) -> dict[str, np.ndarray]:
         """1 / log2(1 + rank) of each seeker's best job, (users,), by each search."""
-        out = {}
-        for name, search in searches.items():
-            blocks = (search(queries[at : at + _BLOCK]) for at in range(0, len(queries), _BLOCK))
-            scores = (scores for block in blocks for scores in block)
-            out[name] = np.array([retrieval_reward(one, rows) for one, rows in zip(scores, own, strict=True)])
-        return out
+        return {name: retrieval_gains(search, queries, own) for name, search in searches.items()}
 
     runs: dict[str, list[dict]] = {name: [] for name in arguments.generators}
     for seed in arguments.seeds:
@@ -82,7 +75,8 @@ def table(files: DatasetFiles, arguments: argparse.Namespace) -> str:
             if done and "{seed}" not in name + (arguments.reward_model or ""):
                 continue
             texts = {
-                user: rows[0] for user, rows in zip(unseen, _read(files, name.format(seed=seed), unseen), strict=True)
+                user: rows[0]
+                for user, rows in zip(unseen, read_generated_for(files, name.format(seed=seed), unseen), strict=True)
             }
             done.append(found([texts[user] for user in users]))
             if scorer:
@@ -96,7 +90,7 @@ def table(files: DatasetFiles, arguments: argparse.Namespace) -> str:
         f"# What generated JDs find, {files.name}", "",
         f"Made by `python benchmarks/retrieval_judge.py {' '.join(sys.argv[1:])}`",
         f"at commit {code_version()[:12]}.", "",
-        f"{len(users):,} of {pairs['user_id'].nunique():,} seekers, {len(row):,} distinct jobs; seeds "
+        f"{len(users):,} of {seekers:,} seekers, {len(jobs.texts):,} distinct jobs; seeds "
         f"{', '.join(map(str, arguments.seeds))}.", "",
         "| query | " + " | ".join(columns) + (" | reward |" if arguments.reward_model else " |"),
         "|---" * (len(columns) + 1 + bool(arguments.reward_model)) + "|",

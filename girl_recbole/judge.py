@@ -849,7 +849,7 @@ def _shown(rows: list[dict], scores: list[dict], alike: list[dict]) -> dict[str,
     for row in rows:
         by = f"llm, {row['criterion']}" if row["judge"] == "llm" else row["judge"]
         pair = f"{row['a']} v. {row['b']}"
-        shares = {name: number(row[name]) for name in _NAMES}
+        shares = {name if name != "invalid" else "inv.": number(row[name]) for name in _NAMES}
         shown["verdicts"].append(
             {"judge": by, "pair": pair, **shares, "adv": bounds(row, "adv", "+.2f"), "n": row["n"]}
         )
