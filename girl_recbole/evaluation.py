@@ -37,7 +37,6 @@ from recbole.utils import EvaluatorType, ModelType
 from girl_recbole import predictions
 from girl_recbole.atomic import DatasetFiles, _header, atomic_write, read_table
 from girl_recbole.errors import ConfigError, DataError, some_of, suggest
-from girl_recbole.fairness import check_generator, check_swaps, swap_changes
 from girl_recbole.metrics import ece, weighted_auc
 from girl_recbole.plugin import MODELS
 from girl_recbole.ranking import Standing, labelled_standing, mean_metrics, ranking_metrics, standing
@@ -104,6 +103,8 @@ def evaluate(model, config, train, test, valid=None) -> dict[str, Any]:
             "probability_sd": float(part["probability"].std()),
         }  # fmt: skip
     if settings.fairness_swaps:
+        from girl_recbole.fairness import swap_changes
+
         data = train._dataset
         items = np.array([data.field2token_id[data.iid_field][item] for item in part["item"].tolist()])
         out["fairness"] |= swap_changes(
@@ -183,6 +184,8 @@ def _check(settings: EvaluateConfig, files: DatasetFiles, generator: str, config
     if settings.rank_seekers or settings.rank_jobs or settings.fairness_swaps:
         check_scores(config)
     if settings.fairness_swaps:
+        from girl_recbole.fairness import check_generator, check_swaps  # which imports language models
+
         check_swaps(files, settings.fairness_swaps)
         if settings.fairness_regenerate:
             check_generator(files, generator, settings.saved_folder)
