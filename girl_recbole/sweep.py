@@ -104,12 +104,12 @@ def read_sweep(
     return SweepConfig(**values)
 
 
-def sweep(config: SweepConfig, *, retry_failed: bool = False) -> list[dict[str, Any]]:
+def sweep(config: SweepConfig, *, workers: Workers | None = None, retry_failed: bool = False) -> list[dict[str, Any]]:
     """Search and test each model of ``config``; what is in results_file already is not done again.
 
     Returns a report a model: model, dataset, split, metric, trials {done, failed}, best {trial, score, settings},
     best_trials (up to five lines' number, score, settings), test (metric -> text of the mean and its 95 % interval over
-    seeds), seeds, final (the lines of the final runs), results.
+    seeds), seeds, final (the lines of the final runs), results. ``workers`` are used instead of jobs and engine.
     """
     models = [config.model] if isinstance(config.model, str) else config.model
     plans = [
@@ -117,7 +117,8 @@ def sweep(config: SweepConfig, *, retry_failed: bool = False) -> list[dict[str, 
               config.data_path)
         for model in models
     ]  # fmt: skip
-    with Workers(config.jobs, config.engine) as workers:
+    with contextlib.ExitStack() as stack:
+        workers = workers or stack.enter_context(Workers(config.jobs, config.engine))
         return [_one_model(plan, config, workers, retry_failed) for plan in plans]
 
 
@@ -308,6 +309,7 @@ def _versions() -> list[str]:
     return [recbole.__version__, torch.__version__]
 
 
+@functools.cache
 def _code_hash(model: str) -> str:
     """Of the source files of this package that a run of ``model`` can import; a change of others changes no number."""
     from girl_recbole.plugin import MODELS

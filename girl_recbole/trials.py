@@ -178,6 +178,7 @@ def _row(future: Future, key: tuple, about: Mapping[str, Any]) -> dict[str, Any]
     from girl_recbole import results
 
     error = future.exception()
+    error = getattr(error, "cause", None) or error  # Ray wraps what a task raises, and adds its traceback
     if error is None:
         row = dict(future.result())
         if results.plain(row.get("score")) is not None:
