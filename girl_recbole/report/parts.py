@@ -88,7 +88,7 @@ def study_title(study: str) -> str:
 
 def title_of(name: str) -> str:
     text = name.replace("_", " ")
-    return text[:1].upper() + text[1:]
+    return text[:1].upper() + text[1:] if len(text) > 1 else text
 
 
 def slug(name: str) -> str:

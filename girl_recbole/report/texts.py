@@ -55,8 +55,10 @@ def judge(said: Mapping[str, Any]) -> Section:
     if bars:
         legend = [(-1, "A wins"), (-2, "tie"), (-3, "B wins"), (-4, "invalid")]
         blocks.append(Chart("Wins, ties and losses; at the end the advantage of A", charts.shares(bars), legend))
-    for key, caption in (("agreement", "Agreement between judges"), ("scores", "Scores of judges that give one")):
-        blocks += _listing(said.get(key), caption)
+    for key, caption in (("scores", "Scores of judges that give one"), ("agreement", "Agreement between judges")):
+        tables = _listing(said.get(key), caption)
+        long = bool(tables) and len(tables[0].rows) > 12
+        blocks += [Block("fold", caption, tables)] if long else tables
     return Section("judge", "Judges", blocks)
 
 
