@@ -433,6 +433,17 @@ def test_a_local_judge_that_writes_nonsense(files, tmp_path, local):
     assert (row["invalid"], row["position_bias"], row["unreadable_answers"]) == (1, None, 6)
 
 
+def test_log_odds_are_seen_from_the_first_contestant():
+    """log p(A) - log p(B) is 2 with a as A and -1 with a as B: 1.5 for a. It says A in both orders of the second pair."""
+    to = judge_module._Round("llm", "overall", {})
+    given = judge_module._Answer
+    answered = [(given("A", 2.0), given("B", -1.0)), (given("A", 0.5), given("A", 0.5))]
+    judge_module._enter(to, ("a", "b"), answered, "tie")
+    assert to.gaps["a", "b"].tolist() == [1.5, 0.0]
+    assert to.verdicts["a", "b"].tolist() == [W, T]
+    assert to.facts["a", "b"] == {"position_bias": 0.5, "says_a": 0.75, "unreadable_answers": 0}
+
+
 def test_a_question_that_does_not_fit_names_the_key(files, tmp_path):
     folder = tmp_path / "small"
     tokenizer = plain_tokenizer()
