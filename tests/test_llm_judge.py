@@ -434,7 +434,7 @@ def test_a_local_judge_that_writes_nonsense(files, tmp_path, local):
 
 
 def test_log_odds_are_seen_from_the_first_contestant():
-    """log p(A) - log p(B) is 2 with a as A and -1 with a as B: 1.5 for a. It says A in both orders of the second pair."""
+    """log p(A) - log p(B) is 2 with a as A and -1 with a as B: 1.5 for a; the second pair is A in both orders."""
     to = judge_module._Round("llm", "overall", {})
     given = judge_module._Answer
     answered = [(given("A", 2.0), given("B", -1.0)), (given("A", 0.5), given("A", 0.5))]
