@@ -54,7 +54,8 @@ from girl_recbole.workers import cores
 __all__ = ["BenchmarkConfig", "Plan", "benchmark", "compare", "draw_settings", "read_plan"]
 
 _log = logging.getLogger(__name__)
-_PLAN = ("splits", "seeds", "trials", "tuning_split", "settings", "evaluate", "rows", "compare", "studies", "quick")
+_PLAN = ("splits", "seeds", "trials", "tuning_split", "settings", "reference", "evaluate", "rows",
+         "compare", "studies", "quick")  # fmt: skip
 _EVALUATE = ("rows", "seeds", "settings")
 _ROW = ("row", "model", "like", "kind", "fixed", "space")
 
@@ -88,6 +89,7 @@ class Plan:
     trials: int
     tuning_split: str
     settings: dict
+    reference: str | None
     evaluate: list
     rows: list[Row]
     compare: list
@@ -120,7 +122,13 @@ def benchmark(files: DatasetFiles, config: BenchmarkConfig, *, quick: bool = Fal
     found = compare(rows, plan.compare)
     with atomic_write(folder / "comparisons.json") as file:
         json.dump(results.plain(found), file, indent=1)
-    report([folder / "results.jsonl"], folder / "report.html", markdown=folder / "tables.md")
+    if rows:
+        order = [row.row for row in plan.rows]
+        report(
+            folder / "results.jsonl", folder / "report.html", markdown=folder / "tables.md", order=order,
+            comparisons=folder / "comparisons.json" if found else None,
+            reference=plan.reference if plan.reference in order else None,
+        )  # fmt: skip
     if len(rows) < len(jobs):
         wanted = {name_of(job.key) for job in jobs} - {name_of(row["job"]) for row in rows}
         failed = [
@@ -177,6 +185,7 @@ def read_plan(name: str, *, quick: bool = False, only: Sequence[str] = ()) -> Pl
         trials=given["trials"],
         tuning_split=given["tuning_split"],
         settings=given.get("settings") or {},
+        reference=given.get("reference"),
         evaluate=given.get("evaluate") or [],
         rows=list(rows.values()),
         compare=given.get("compare") or [],
