@@ -16,7 +16,6 @@ from girl_recbole.report import charts
 from girl_recbole.report.charts import Chart, Mark, Series, Track
 from girl_recbole.report.parts import (
     COUNTS,
-    EXPLAINED,
     METRICS,
     ROW,
     Block,
@@ -27,6 +26,7 @@ from girl_recbole.report.parts import (
     listed,
     mark_of,
     numbers_of,
+    over_seeds,
     places,
     plain_mean,
     span,
@@ -47,9 +47,8 @@ def groups(runs: Runs) -> Section | None:
     for where, group in places(runs):
         found = {label: [_by_group(run) for run in each] for label, each in group.items()}
         kinds = distinct(by for each in found.values() for one in each for by, _ in one)
-        blocks += [Block("head", where)] if kinds else []
-        for by in kinds:
-            blocks += _grouped(where, by, found)
+        shown = [block for by in kinds for block in _grouped(where, by, found)]
+        blocks += [Block("head", where), *shown] if shown else []
     about = "AUC of the test pairs of each group of seekers: a pair is compared with pairs of its own group alone."
     return Section("groups", "Groups of seekers", blocks, about) if blocks else None
 
@@ -61,6 +60,8 @@ def _by_group(run: Run) -> dict[tuple[str, str], Mapping[str, Any]]:
 
 def _grouped(where: str, by: str, found: Mapping[str, Sequence[Mapping[tuple[str, str], Mapping]]]) -> list[Any]:
     names = distinct(name for each in found.values() for one in each for kind, name in one if kind == by)
+    if len(names) < 2:  # all pairs are of one group
+        return []
 
     def of(label: str, name: str, metric: str) -> list[float]:
         values = numbers_of((one.get((by, name), {}) for one in found[label]), metric)
@@ -84,10 +85,10 @@ def _grouped(where: str, by: str, found: Mapping[str, Sequence[Mapping[tuple[str
             tracks.append(Track(label, marks, f"gap {gap:.4f}"))
     sizes = {name: [n for label in found for n in of(label, name, "pairs")] for name in names}
     said = ", ".join(f"{name} {span(pairs)}" for name, pairs in sizes.items() if pairs)
-    notes = [EXPLAINED + (f" Pairs: {said}." if said else "")]
+    notes = [over_seeds(rows) + (f" Pairs: {said}." if said else "")]
     columns = [ROW, *(Column(f"AUC, {name}", "high") for name in names)]
     blocks: list[Any] = [Table(f"AUC by {title}, {where}", columns, rows, notes=notes)]
-    if tracks and 1 < len(names) <= charts.SERIES:
+    if tracks and len(names) <= charts.SERIES:
         blocks.append(Chart(f"AUC by {title}", charts.tracks(tracks, "AUC"), list(enumerate(names, start=1))))
     columns = [
         ROW,
@@ -95,7 +96,7 @@ def _grouped(where: str, by: str, found: Mapping[str, Sequence[Mapping[tuple[str
         Column("Pairs", "high"),
         *(METRICS[m] for m in ("auc", "logloss", "ece")),
     ]
-    folded = Table(f"AUC, LogLoss and ECE by {title}, {where}", columns, full, notes=[EXPLAINED])
+    folded = Table(f"AUC, LogLoss and ECE by {title}, {where}", columns, full, notes=[over_seeds(full)])
     return [*blocks, Block("fold", f"All numbers by {title}", [folded])]
 
 
@@ -131,7 +132,7 @@ def _swaps(where: str, found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iter
         rows.append([Cell(label), Cell(attribute), *cells])
     better = {name: "" if name in COUNTS or name == "mean_change" else "low" for name in names}
     columns = [ROW, Column("Attribute", text=True), *(Column(title_of(name), better[name]) for name in names)]
-    yield Table(f"Swapped attributes, {where}", columns, rows, notes=[EXPLAINED])
+    yield Table(f"Swapped attributes, {where}", columns, rows, notes=[over_seeds(rows)])
 
 
 def _gaps(where: str, found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[Any]:
@@ -150,7 +151,7 @@ def _gaps(where: str, found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Itera
     if rows:
         names = [title_of(name).lower() for name in attributes]
         columns = [ROW, *(Column(f"Gap, {name}", "low") for name in names)]
-        yield Table(f"Gaps in AUC between groups, {where}", columns, rows, notes=[EXPLAINED])
+        yield Table(f"Gaps in AUC between groups, {where}", columns, rows, notes=[over_seeds(rows)])
         if len(names) <= charts.SERIES:
             drawn = charts.tracks(tracks, "gap in AUC", zero=True)
             yield Chart("Gaps in AUC between groups", drawn, list(enumerate(names, start=1)))

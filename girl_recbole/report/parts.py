@@ -172,6 +172,11 @@ def point_of(x: float, values: Sequence[float]) -> tuple[float, float, float | N
     return (x, mean, None, None) if half is None else (x, mean, mean - half, mean + half)
 
 
+def over_seeds(rows: Iterable[Sequence[Cell]]) -> str:
+    """What a table of means says below it."""
+    return EXPLAINED if any(" ± " in cell.text for row in rows for cell in row) else ONE_SEED
+
+
 def metric_table(found: Mapping[str, Sequence[Mapping[str, Any]]], caption: str) -> Table | None:
     """A row a label, a column a metric, from one mapping a run; counts are said below. None where there is nothing."""
     found = {label: [one for one in each if one] for label, each in found.items()}
@@ -190,6 +195,6 @@ def metric_table(found: Mapping[str, Sequence[Mapping[str, Any]]], caption: str)
     for name in COUNTS:
         known = [value for value in numbers_of(every, name) if value is not None]
         counts += [f"{name}: {span(known)}"] if known else []
-    note = EXPLAINED if any(len(each) > 1 for each in found.values()) else ONE_SEED
+    note = over_seeds(rows)
     note += f" {'; '.join(counts).capitalize()}." if counts else ""
     return Table(caption, [ROW, *map(column_of, names), SEEDS], rows, notes=[note])

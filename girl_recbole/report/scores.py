@@ -32,6 +32,7 @@ from girl_recbole.report.parts import (
     metric_names,
     metric_table,
     of_study,
+    over_seeds,
     places,
     plain_mean,
     point_of,
@@ -136,7 +137,9 @@ def _intervals(where: str, group: Group) -> Iterator[Chart]:
             lines.append((mean, f"{reference} {mean:.3f}"))
     column = column_of(name)
     legend = [(k, _KINDS.get(kind, kind)) for k, kind in enumerate(kinds, start=1)] if len(kinds) > 1 else []
-    caption = f"{column.name} on {where}, best first: mean and 95 % interval over seeds"
+    caption = f"{column.name} on {where}, best first"
+    if any(mark.low is not None for track in tracks for mark in track.marks):
+        caption += ": mean and 95 % interval over seeds"
     yield Chart(caption, charts.tracks(tracks, column.name, lines=lines), legend)
 
 
@@ -322,7 +325,7 @@ def _warm_and_cold(where: str, warm: Group, split: str, cold: Group) -> list[Any
         Column(f"AUC, {split}", "high"),
         Column(f"{title_of(split)} − warm", "high"),
     ]
-    note = f"{EXPLAINED} The change: over seeds that both have."
+    note = f"{over_seeds(rows)} The change: over seeds that both have."
     drawn = charts.tracks(tracks, "AUC")
     return [
         Block("head", where),
@@ -376,4 +379,4 @@ def _table_against(where: str, found: Mapping[str, Mapping[float, Sequence[float
     sizes = sorted({x for at in found.values() for x in at})
     rows = [[Cell(label), *(mean_cell(at.get(x, [])) for x in sizes)] for label, at in found.items()]
     columns = [ROW, *(Column(f"{x:,g}", "high") for x in sizes)]
-    return Table(f"AUC against {axis}: {where}", columns, rows, notes=[EXPLAINED])
+    return Table(f"AUC against {axis}: {where}", columns, rows, notes=[over_seeds(rows)])
