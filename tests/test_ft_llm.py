@@ -16,11 +16,14 @@ from sklearn.metrics import roc_auc_score
 from tiny_lms import chat_tokenizer, plain_tokenizer, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from girl_recbole import llm, tiny_lm
 from girl_recbole.atomic import read_docs, write_docs
 from girl_recbole.errors import ConfigError, DataError
+from girl_recbole.generate import generator_folder
+from girl_recbole.manifest import write_manifest
 from girl_recbole.models import ft_llm
 from girl_recbole.models.ft_llm import answer_loss, yes_no_logit
-from girl_recbole.prompts import answer_ids, make_match_prompt, parse_answer
+from girl_recbole.prompts import answer_ids, make_match_prompt, make_prompt, parse_answer
 from girl_recbole.recbole_config import Config
 
 ATTACK = (
@@ -325,6 +328,28 @@ def test_embedded_model_gets_the_tokens_it_lacks(small):
         build(small, "tiny", lora_rank=4)
 
 
+def test_starts_where_the_generator_stands_and_asks_in_its_language(small):
+    """New tokens have the vectors of what the generator meets at their places: its head, its tail and EOS."""
+    jd_prompt = make_prompt("zh")
+    texts = [*read_docs(small.udoc).values(), *read_docs(small.idoc).values(), "是", "否"]
+    lm = tiny_lm.build(
+        texts, jd_prompt, vocab_size=400, width=32, layers=1, heads=2, kv_heads=1, context=200, seed=3
+    )  # fmt: skip
+    folder = generator_folder(str(small.folder), "toy", "start")
+    lm.model.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+    facts = {"prompt": jd_prompt.id, "fingerprint": llm.load(str(folder)).fingerprint}
+    write_manifest(folder, "generator", config={"prompt_language": "zh"}, **facts)
+    _, _, model = build(small, "generator", saved_folder=str(small.folder), start_generator="start")
+    assert model.prompt == make_match_prompt("zh")
+    table, tokens = model.lm.get_input_embeddings().weight, model.tokenizer.get_added_vocab()
+    for new, like in [("head", tokens[jd_prompt.head]), ("middle", tokens[jd_prompt.tail]), ("tail", 1)]:
+        assert torch.equal(table[tokens[getattr(model.prompt, new)]], table[like])
+        assert torch.equal(table[like], lm.model.get_input_embeddings().weight[like])
+    with pytest.raises(DataError, match="prompt was"):
+        build(small, "generator", saved_folder=str(small.folder), start_generator="start", prompt_language="en")
+
+
 def test_no_generator_names_the_command(small):
     with pytest.raises(DataError, match=r"no such generator.*girl sft toy --generator=sft --saved_folder=elsewhere"):
         build(small, "generator", saved_folder="elsewhere")
@@ -332,7 +357,8 @@ def test_no_generator_names_the_command(small):
 
 @pytest.mark.parametrize(
     "key, value, message",
-    [("max_cv_tokens", 0, "max_cv_tokens: 0; at least 1"), ("lora_rank", -1, "lora_rank: -1"),
+    [("lm_dtype", "fp8", "lm_dtype: 'fp8' is unknown; known: fp32"), ("lm_dtype", "fp16", "fp16 trains on a GPU only"),
+     ("max_cv_tokens", 0, "max_cv_tokens: 0; at least 1"), ("lora_rank", -1, "lora_rank: -1"),
      ("warmup_ratio", 1.0, r"1.0 is not in \[0, 1\)"), ("ftllm_batch_tokens", 0, "ftllm_batch_tokens: 0")],
 )  # fmt: skip
 def test_settings_that_cannot_work(small, reader, key, value, message):

@@ -252,6 +252,10 @@ def _padded(rows: Sequence[Sequence[int]], pad_id: int, left: bool) -> tuple[tor
 
 
 def _check(config) -> None:
+    if config["lm_dtype"] not in llm.DTYPES:
+        raise ConfigError(f"lm_dtype: {config['lm_dtype']!r} is unknown; known: {', '.join(llm.DTYPES)}.")
+    if config["lm_dtype"] == "fp16" and torch.device(config["device"]).type != "cuda":
+        raise ConfigError("lm_dtype: fp16 trains on a GPU only; set lm_dtype to fp32 or bf16.")
     for key in ("max_cv_tokens", "max_jd_tokens", "accumulation"):
         if config[key] < 1:
             raise ConfigError(f"{key}: {config[key]}; at least 1 is required.")
@@ -446,7 +450,9 @@ class FTLLMTrainer(GIRLTrainer):
         warm_up = math.ceil(config["warmup_ratio"] * steps)
         schedule = transformers.get_cosine_schedule_with_warmup(self.optimizer, warm_up, steps)
         scorer.lm.warnings_issued = {"estimate_tokens": True}  # the batches hold ids of texts, not of tokens
-        return Trainer(
+        trainer = Trainer(
             model=scorer.lm, args=arguments, train_dataset=examples, data_collator=collate,
             processing_class=scorer.tokenizer, optimizers=(self.optimizer, schedule),
         )  # fmt: skip
+        trainer.remove_callback(transformers.trainer_callback.PrinterCallback)  # RecBole reports the epochs
+        return trainer
