@@ -307,25 +307,12 @@ def predicted(files: DatasetFiles, checkpoint: str, seeker: str, jobs: Sequence[
     Raises ``DataError`` for a file that is no checkpoint, and for a seeker who is not in the model's data.
     """
     import torch
-    from recbole.data import create_dataset, data_preparation
     from recbole.data.interaction import Interaction
-    from recbole.utils import get_model
 
-    from girl_recbole.compat import load_checkpoint
+    from girl_recbole.checkpoints import load_trained
 
-    if not Path(checkpoint).is_file():
-        raise DataError(f"{checkpoint}: no such checkpoint. Train one with `run_recbole --dataset={files.name}`.")
-    state = load_checkpoint(checkpoint, map_location="cpu")
-    config = state.get("config") if isinstance(state, dict) else None
-    if config is None or "state_dict" not in state:
-        raise DataError(f"{checkpoint}: no checkpoint of run_recbole.")
-    if config["dataset"] != files.name:
-        raise ConfigError(f"{checkpoint}: trained on {config['dataset']}, not on {files.name}.")
-    config["data_path"] = str(files.folder)
-    dataset = create_dataset(config)
-    model = get_model(config["model"])(config, data_preparation(config, dataset)[0]._dataset).to(config["device"])
-    model.load_state_dict(state["state_dict"])
-    model.load_other_parameter(state.get("other_parameter"))
+    trained = load_trained(checkpoint, files)
+    dataset = trained.dataset
     users, items = (dataset.field2token_id[field] for field in (dataset.uid_field, dataset.iid_field))
     if seeker not in users:
         raise DataError(f"{checkpoint}: its data has no pair of {seeker!r}; a model knows the seekers of its data.")
@@ -337,7 +324,7 @@ def predicted(files: DatasetFiles, checkpoint: str, seeker: str, jobs: Sequence[
             dataset.iid_field: torch.tensor([int(items[job]) for job in known]),
         })  # fmt: skip
         with torch.no_grad():
-            scores = model.eval().predict(dataset.join(pairs).to(config["device"])).flatten().tolist()
+            scores = trained.model.predict(dataset.join(pairs).to(trained.config["device"])).flatten().tolist()
         out |= zip(known, scores, strict=True)
     return out
 

@@ -119,32 +119,20 @@ def evaluate_checkpoint(
     files: DatasetFiles, settings: EvaluateConfig, *, checkpoint: str, output: str | None = None
 ) -> dict[str, Any]:
     """What :func:`evaluate` says of the model in ``checkpoint``, on the dataset as it is now; ``output``: JSON."""
-    from recbole.data import create_dataset, data_preparation
-    from recbole.utils import get_model, init_seed
-
-    from girl_recbole.compat import load_checkpoint
+    from girl_recbole.checkpoints import load_trained
     from girl_recbole.results import plain
 
-    state = load_checkpoint(checkpoint, map_location="cpu")
-    config = state.get("config") if isinstance(state, dict) else None
-    if config is None or "state_dict" not in state:
-        raise DataError(f"{checkpoint}: no checkpoint of run_recbole.")
-    if config["dataset"] != files.name:
-        raise ConfigError(f"{checkpoint}: trained on {config['dataset']}, not on {files.name}.")
-    config["data_path"] = str(files.folder)
-    for field in fields(EvaluateConfig):
-        value = getattr(settings, field.name)
-        config[field.name] = list(value) if isinstance(value, tuple) else value
-    check(config)
-    init_seed(config["seed"], config["reproducibility"])
-    train, valid, test = data_preparation(config, create_dataset(config))
-    init_seed(config["seed"], config["reproducibility"])
-    model = get_model(config["model"])(config, train._dataset).to(config["device"])
-    model.load_state_dict(state["state_dict"])
-    model.load_other_parameter(state.get("other_parameter"))
+    def prepare(config) -> None:
+        for field in fields(EvaluateConfig):
+            value = getattr(settings, field.name)
+            config[field.name] = list(value) if isinstance(value, tuple) else value
+        check(config)
+
+    trained = load_trained(checkpoint, files, prepare)
+    config = trained.config
     report = {"model": config["model"], "dataset": files.name, "split": config["split"], "seed": config["seed"],
               "checkpoint": str(checkpoint)}  # fmt: skip
-    report = plain(report | evaluate(model, config, train, test, valid))
+    report = plain(report | evaluate(trained.model, config, trained.train, trained.test, trained.valid))
     if output:
         with atomic_write(Path(output)) as file:
             json.dump(report, file, indent=1)

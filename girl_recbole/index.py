@@ -289,30 +289,21 @@ class DotModel:
     @classmethod
     def load(cls, files: DatasetFiles, checkpoint: str | os.PathLike) -> DotModel:
         """The model in ``checkpoint``, on the dataset as it is now."""
-        from recbole.data import create_dataset, data_preparation
         from recbole.utils import get_model
 
-        from girl_recbole.compat import load_checkpoint
+        from girl_recbole.checkpoints import load_trained
         from girl_recbole.models.two_tower import GIRLBaseDot, GIRLEnhancedDot
 
-        state = load_checkpoint(checkpoint, map_location="cpu")
-        config = state.get("config") if isinstance(state, dict) else None
-        if config is None or "state_dict" not in state:
-            raise DataError(f"{checkpoint}: no checkpoint of run_recbole.")
-        kind = get_model(config["model"])
-        if not issubclass(kind, (GIRLBaseDot, GIRLEnhancedDot)):
-            raise ConfigError(
-                f"{checkpoint}: {config['model']} does not score by an inner product, so its jobs cannot be indexed; "
-                f"train GIRLEnhancedDot or GIRLBaseDot: `run_recbole --model=GIRLEnhancedDot --dataset={files.name}`."
-            )
-        if config["dataset"] != files.name:
-            raise ConfigError(f"{checkpoint}: trained on {config['dataset']}, not on {files.name}.")
-        config["data_path"] = str(files.folder)
-        dataset = create_dataset(config)
-        model = kind(config, data_preparation(config, dataset)[0]._dataset).to(config["device"])
-        model.load_state_dict(state["state_dict"])
-        model.load_other_parameter(state.get("other_parameter"))
-        return cls(Path(checkpoint), model, dataset)
+        def check(config) -> None:
+            if not issubclass(get_model(config["model"]), (GIRLBaseDot, GIRLEnhancedDot)):
+                raise ConfigError(
+                    f"{checkpoint}: {config['model']} does not score by an inner product, so its jobs cannot be "
+                    f"indexed; train GIRLEnhancedDot or GIRLBaseDot: `run_recbole --model=GIRLEnhancedDot "
+                    f"--dataset={files.name}`."
+                )
+
+        trained = load_trained(checkpoint, files, check)
+        return cls(Path(checkpoint), trained.model, trained.dataset)
 
     @property
     def users(self) -> np.ndarray:
