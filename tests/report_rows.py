@@ -108,17 +108,23 @@ def a_judge(a="ppo", b="sft") -> dict:
 
 def a_case() -> dict:
     """As ``girl case`` writes it with --show-text."""
-    return {
-        "seeker": "u003388",
-        "cv": "Registered nurse, ten years in intensive care.\nSpeaks <Spanish> & French.",
-        "generators": [
-            {"generator": name, "jds": [f"Nurse for the intensive care unit ({name}).\nNight shifts, three a week."],
-             "reward": reward, "true_probability": 0.41,
-             "found": [{"item_id": "i17", "score": 0.8123, "why": ["intensive care", "night shifts"]},
-                       {"item_id": "i4", "score": 0.7, "why": []}]}
-            for name, reward in (("sft", 0.2), ("ppo", 1.1))
-        ],
+    why = ["the job names 3 known skills", "1 in the generated JD and in the CV: triage"]
+    job = {"score": 0.8123, "model": 0.33, "true_probability": 0.25, "skills": {"in_both": ["triage"]}, "why": why}
+    found = [
+        {"item_id": f"i{rank}", "rank": rank, "title": f"Ward nurse {rank}", "answer": answer, **job}
+        for rank, answer in ((1, 1), (2, None))
+    ]
+    jd = {
+        "sample": 0, "title": "Nurse", "words": 9, "problem": None, "reward": 0.2, "true_probability": 0.41,
+        "text": "Nurse for the intensive care unit.\nNight shifts.", "occupation": "Nurse", "level": "senior",
+        "skills": {"shared": ["triage"], "invented": ["French"], "missing": []},
     }  # fmt: skip
+    generators = [
+        {"generator": name, "jds": [jd], "reward": reward, "true_probability": 0.41, "found": found}
+        for name, reward in (("sft", 0.2), ("ppo", 1.1))
+    ]
+    cv = "Registered nurse, ten years in intensive care.\nSpeaks <Spanish> & French."
+    return {"dataset": "toy", "seeker": "u003388", "cv": cv, "cv_words": 10, "generators": generators}
 
 
 def a_comparison(split="warm") -> dict:
@@ -162,15 +168,24 @@ def _full_row(folder, name, kind, model, split, seed, label, probability, users,
     ranking = {direction: {"recall@10": auc - 0.3 + 0.01 * rng.random(), "ndcg@10": auc - 0.4, "mrr": auc - 0.45,
                            "map": auc - 0.5, "seekers": 300, "candidates": 1000}
                for direction in ("jobs_for_seekers", "seekers_for_jobs")}  # fmt: skip
-    swap = {"attribute": "gender", "seekers": 100, "pairs": 1000, "mean_abs_change": 0.01 + 0.001 * seed,
-            "mean_change": -0.002 + 0.001 * rng.random(), "largest_change": 0.08, "flips@5": 0.2}  # fmt: skip
+    change = {"seekers": 100, "pairs": 1000, "mean_abs_change": 0.01 + 0.001 * seed, "largest_change": 0.08,
+              "mean_change": -0.002 + 0.001 * rng.random(), "low": -0.003, "high": 0.001}  # fmt: skip
+    gaps = {"gender": 0.01 + 0.004 * rng.random(), "age": 0.02 + 0.002 * rng.random()}
+    chance = {"low": 0.0, "high": 0.05, "chance": 0.015, "p": 0.3 / seed, "largest": "a", "smallest": "b"}
+    fairness = {
+        "swap": [{"attribute": "gender", **change, "flips@5": 0.2, "as_new": 0.0, "told": 0.6}],
+        "regenerated": [{"attribute": name, **change, "flips@5": 0.4} for name in ("gender", "another draw")],
+        "directions": [{"attribute": "gender", "jd": "kept", "direction": "male to female", **change}],
+        "towards": {"gender": "male"}, "auc_gap": gaps, "probability_sd": 0.2,
+        "auc_gaps": [{"by": by, "gap": gap, **chance} for by, gap in gaps.items()],
+    }  # fmt: skip
     return a_row(
         name, seed, f"{split}-s{seed}", auc=auc, study="table", varied={}, kind=kind, model=model, test=scores,
         data={f"toy.{split}-s{seed}.test.inter": f"{split}{seed}"}, predictions=str(path), parameters=parameters,
         prior={"auc": 0.5, "logloss": 0.62 + 0.001 * seed}, oracle=auc_logloss(truth, label.astype(float)), curve=curve,
         groups=groups, ranking=ranking, peak_memory_mb=700 + parameters / 1e4,
         time_s={"load": 1.0, "train": 3 + parameters / 3e4 + seed, "evaluate": 0.5},
-        fairness={"swap": [swap], "auc_gap": {"gender": 0.01 + 0.004 * rng.random(), "age": 0.02}},
+        fairness=fairness,
         tuning={"trials": 4, "space": {"learning_rate": [0.0003, 0.001]}, "best": {"learning_rate": 0.001}},
     )  # fmt: skip
 

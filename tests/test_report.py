@@ -251,12 +251,21 @@ def test_groups_and_fairness_by_hand(tmp_path):
     page = written(tmp_path, rows)
     assert page.tables["AUC by gender, toy, warm"]["A"] == {
         "Row": "A", "AUC, f ↑": "0.6150 ± 0.0635", "AUC, m ↑": "0.7000 ± 0.0000"}  # fmt: skip
-    assert "Pairs: f 40, m 60." in page.said("p")
+    assert "Pairs: f: 40; m: 60." in page.said("p")
     assert "gap 0.0850" in page.said("span")
     swapped = page.tables["Swapped attributes, toy, warm"]["A"]
     assert (swapped["Seekers"], swapped["Mean change"], swapped["Flips@5 ↓"]) == (
         "10", "−0.0100 ± 0.0000", "0.2500 ± 0.0000")  # fmt: skip
-    assert page.tables["Gaps in AUC between groups, toy, warm"]["A"]["Gap, gender ↓"].startswith("0.1500 ±")
+    assert page.tables["Gaps in AUC between groups, toy, warm"]["A"] == {
+        "Row": "A", "Attribute": "gender", "Gap in AUC ↓": "0.1500 ± 0.6353"}  # fmt: skip
+
+
+def test_gaps_beside_what_chance_gives(tmp_path):
+    gap = {"by": "age", "gap": 0.05, "low": 0.0, "high": 0.1, "largest": "old", "smallest": "young"}
+    values = {1: 0.04, 2: 0.5, 3: 0.01}
+    rows = [a_row(seed=seed, fairness={"auc_gaps": [{**gap, "chance": 0.03, "p": p}]}) for seed, p in values.items()]
+    row = written(tmp_path, rows).tables["Gaps in AUC between groups, toy, warm"]["A"]
+    assert (row["By chance"], row["Seeds with p < 0.05"], row["Groups"]) == ("0.0300 ± 0.0000", "2 of 3", "old − young")
 
 
 def test_ranking_tables(tmp_path):
@@ -282,7 +291,9 @@ def test_judges_and_case(everything):
         "45.0 %", "5.0 %", "+0.200", "[+0.100, +0.300]", "200")  # fmt: skip
     assert page.tables["Agreement between judges"]["llm, overall"]["Rank correlation"] == ""
     assert a_case()["cv"] in page.said("div")
-    assert "intensive care" in page.said("li")
+    assert "1 in the generated JD and in the CV: triage" in page.said("li")
+    assert "skills of the JD alone: French" in page.said("li")
+    assert page.source.count("<span>answer <b>matched</b></span>") == 2
     assert page.tables["Planned differences in AUC, warm"]["GIRL, MLP"]["p, Holm ↓"] == "0.027"
 
 

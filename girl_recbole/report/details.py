@@ -38,6 +38,16 @@ from girl_recbole.report.tables import Cell, Column, Table, mean_cell
 
 __all__ = ["calibration", "curves", "every_run", "fairness", "groups", "tuning"]
 
+_SWAPS = {"swap": "Swapped attributes", "regenerated": "Swapped attributes, the JD written anew"}
+_SWAP_COLUMNS = {
+    "told": "CVs that tell it",
+    "seekers": "Seekers",
+    "pairs": "Pairs",
+    "mean_abs_change": "Mean |change|",
+    "mean_change": "Mean change",
+    "largest_change": "Largest change",
+}
+
 
 # ------------------------------------------------------------------------------------------------- groups and fairness
 
@@ -67,7 +77,7 @@ def _grouped(where: str, by: str, found: Mapping[str, Sequence[Mapping[tuple[str
         values = numbers_of((one.get((by, name), {}) for one in found[label]), metric)
         return [value for value in values if value is not None]
 
-    title = title_of(by).lower()
+    title, shown = title_of(by).lower(), {name: name.replace("_", " ") for name in names}
     best = {name: best_labels("auc", {label: of(label, name, "auc") for label in found}) for name in names}
     rows, full, tracks = [], [], []
     for label in found:
@@ -77,84 +87,114 @@ def _grouped(where: str, by: str, found: Mapping[str, Sequence[Mapping[tuple[str
         for series, name in enumerate(names, start=1):
             figures = [mean_cell(of(label, name, metric)) for metric in ("auc", "logloss", "ece")]
             pairs = plain_mean(of(label, name, "pairs"), ",.0f")
-            full += [[Cell(label), Cell(name), pairs, *figures]] if any(cell.text for cell in figures) else []
+            full += [[Cell(label), Cell(shown[name]), pairs, *figures]] if any(cell.text for cell in figures) else []
             mark, said = mark_of(of(label, name, "auc"), series)
             marks += [Mark(mark.x, mark.low, mark.high, series, f"{label}, {name}: {said}")] if mark else []
         if marks:
             gap = max(mark.x for mark in marks) - min(mark.x for mark in marks)
             tracks.append(Track(label, marks, f"gap {gap:.4f}"))
     sizes = {name: [n for label in found for n in of(label, name, "pairs")] for name in names}
-    said = ", ".join(f"{name} {span(pairs)}" for name, pairs in sizes.items() if pairs)
+    said = "; ".join(f"{shown[name]}: {span(pairs)}" for name, pairs in sizes.items() if pairs)
     notes = [over_seeds(rows) + (f" Pairs: {said}." if said else "")]
-    columns = [ROW, *(Column(f"AUC, {name}", "high") for name in names)]
-    blocks: list[Any] = [Table(f"AUC by {title}, {where}", columns, rows, notes=notes)]
-    if tracks and len(names) <= charts.SERIES:
-        blocks.append(Chart(f"AUC by {title}", charts.tracks(tracks, "AUC"), list(enumerate(names, start=1))))
-    columns = [
-        ROW,
-        Column("Group", text=True),
-        Column("Pairs", "high"),
-        *(METRICS[m] for m in ("auc", "logloss", "ece")),
-    ]
+    columns = [ROW, Column("Group", text=True), Column("Pairs", "high"), *map(column_of, ("auc", "logloss", "ece"))]
     folded = Table(f"AUC, LogLoss and ECE by {title}, {where}", columns, full, notes=[over_seeds(full)])
-    return [*blocks, Block("fold", f"All numbers by {title}", [folded])]
+    fold = Block("fold", f"All numbers by {title}", [folded])
+    if not rows or len(names) > charts.SERIES:  # no AUC, or too many for a column and a mark each
+        return [fold] if full else []
+    columns = [ROW, *(Column(f"AUC, {shown[name]}", "high") for name in names)]
+    legend = [(k, shown[name]) for k, name in enumerate(names, start=1)]
+    chart = Chart(f"AUC by {title}", charts.tracks(tracks, "AUC"), legend)
+    return [Table(f"AUC by {title}, {where}", columns, rows, notes=notes), chart, fold]
 
 
 def fairness(runs: Runs) -> Section | None:
     blocks: list[Any] = []
     for where, group in places(runs):
         found = {label: [mapping(run.row.get("fairness")) for run in each] for label, each in group.items()}
-        shown = [*_swaps(where, found), *_gaps(where, found)]
+        shown: list[Any] = []
+        for key, title in _SWAPS.items():
+            shown += _swaps(f"{title}, {where}", found, key, ("attribute",))
+        ways = _swaps(
+            f"Swapped attributes by direction, {where}", found, "directions", ("attribute", "jd", "direction")
+        )
+        shown += [Block("fold", "By direction", ways)] if ways else []
+        shown += _gaps(where, found)
         blocks += [Block("head", where), *shown] if shown else []
     about = (
         "Swaps: the same CVs with one attribute exchanged; how much the predicted probability of a pair changes, and "
-        "how many of the first k jobs are others. Gaps: the largest AUC of an attribute's groups minus the smallest."
+        "the share of swaps after which a seeker's first k jobs are others. Gaps: the largest AUC of an attribute's "
+        "groups minus the smallest; by chance: the mean gap when seekers are dealt to the groups at random."
     )
     return Section("fairness", "Fairness", blocks, about) if blocks else None
 
 
-def _swaps(where: str, found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[Table]:
-    swaps: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+def _swaps(
+    caption: str, found: Mapping[str, Sequence[Mapping[str, Any]]], key: str, heads: Sequence[str]
+) -> list[Table]:
+    """One kind of entries of ``fairness``: a row a label and what ``heads`` say, over seeds."""
+    swaps: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for label, each in found.items():
-        for swap in (swap for one in each for swap in listed(one.get("swap")) if isinstance(swap, dict)):
-            swaps.setdefault((label, str(swap.get("attribute"))), []).append(swap)
-    names = [
-        name
-        for name in distinct(name for each in swaps.values() for one in each for name in one)
-        if name != "attribute"
+        for swap in (swap for one in each for swap in listed(one.get(key)) if isinstance(swap, dict)):
+            swaps.setdefault((label, *(str(swap.get(head) or "") for head in heads)), []).append(swap)
+    present = distinct(name for each in swaps.values() for one in each for name in one)
+    names = [name for name in _SWAP_COLUMNS if name in present] + [
+        name for name in present if name.startswith("flips@")
     ]
     if not names:
-        return
+        return []
     rows = []
-    for (label, attribute), each in swaps.items():
+    for head, each in swaps.items():
         values = {name: numbers_of(each, name) for name in names}
         cells = [plain_mean(values[name], ",.0f") if name in COUNTS else mean_cell(values[name]) for name in names]
-        rows.append([Cell(label), Cell(attribute), *cells])
-    better = {name: "" if name in COUNTS or name == "mean_change" else "low" for name in names}
-    columns = [ROW, Column("Attribute", text=True), *(Column(title_of(name), better[name]) for name in names)]
-    yield Table(f"Swapped attributes, {where}", columns, rows, notes=[over_seeds(rows)])
+        rows.append([*map(Cell, head), *cells])
+    better = {"mean_abs_change": "low", "largest_change": "low", **{name: "low" for name in names if "flips" in name}}
+    columns = [ROW, *(Column(title_of(head), text=True) for head in heads)]
+    columns += [Column(_SWAP_COLUMNS.get(name, title_of(name)), better.get(name, "")) for name in names]
+    return [Table(caption, columns, rows, notes=[over_seeds(rows)])]
 
 
 def _gaps(where: str, found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[Any]:
-    gaps = {label: [mapping(one.get("auc_gap")) for one in each] for label, each in found.items()}
-    attributes = distinct(name for each in gaps.values() for one in each for name in one)
-    rows, tracks = [], []
-    for label, each in gaps.items():
-        cells = [mean_cell(numbers_of(each, name)) for name in attributes]
-        marks = []
-        for series, name in enumerate(attributes, start=1):
-            mark, said = mark_of(numbers_of(each, name), series)
-            marks += [Mark(mark.x, mark.low, mark.high, series, f"{label}, {name}: {said}")] if mark else []
-        if marks:
-            rows.append([Cell(label), *cells])
-            tracks.append(Track(label, marks))
-    if rows:
-        names = [title_of(name).lower() for name in attributes]
-        columns = [ROW, *(Column(f"Gap, {name}", "low") for name in names)]
-        yield Table(f"Gaps in AUC between groups, {where}", columns, rows, notes=[over_seeds(rows)])
-        if len(names) <= charts.SERIES:
-            drawn = charts.tracks(tracks, "gap in AUC", zero=True)
-            yield Chart("Gaps in AUC between groups", drawn, list(enumerate(names, start=1)))
+    """From ``auc_gaps`` (with what chance gives and the groups), or from ``auc_gap`` alone."""
+    each_gap: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for label, each in found.items():
+        for one in each:
+            entries = [gap for gap in listed(one.get("auc_gaps")) if isinstance(gap, dict)]
+            entries = entries or [{"by": by, "gap": gap} for by, gap in mapping(one.get("auc_gap")).items()]
+            for gap in entries:
+                if number(gap.get("gap")) is not None:
+                    each_gap.setdefault((label, str(gap.get("by"))), []).append(gap)
+    if not each_gap:
+        return
+    rows, tracks = [], {}
+    attributes = distinct(by for _, by in each_gap)
+    for (label, by), gaps in each_gap.items():
+        values, chance, p = (numbers_of(gaps, name) for name in ("gap", "chance", "p"))
+        known = [value for value in p if value is not None]
+        rare = (
+            Cell(f"{sum(value < 0.05 for value in known)} of {len(known)}", sum(known) / len(known))
+            if known
+            else Cell()
+        )
+        groups = ", ".join(distinct(f"{gap['largest']} − {gap['smallest']}" for gap in gaps if "largest" in gap))
+        rows.append([Cell(label), Cell(title_of(by).lower()), mean_cell(values), mean_cell(chance), rare, Cell(groups)])
+        mark, said = mark_of(values, 1 + attributes.index(by))
+        title = f"{label}, {title_of(by).lower()}: {said}"
+        tracks.setdefault(label, []).append(Mark(mark.x, mark.low, mark.high, mark.series, title))
+    columns = [
+        ROW,
+        Column("Attribute", text=True),
+        Column("Gap in AUC", "low"),
+        Column("By chance"),
+        Column("Seeds with p < 0.05", about="the gap against those of groups dealt at random"),
+        Column("Groups", text=True),
+    ]
+    used = [k for k, _ in enumerate(columns) if k < 3 or any(row[k].text for row in rows)]
+    rows = [[row[k] for k in used] for row in rows]
+    yield Table(f"Gaps in AUC between groups, {where}", [columns[k] for k in used], rows, notes=[over_seeds(rows)])
+    if len(attributes) <= charts.SERIES:
+        drawn = charts.tracks([Track(label, marks) for label, marks in tracks.items()], "gap in AUC", zero=True)
+        legend = [(k, title_of(by).lower()) for k, by in enumerate(attributes, start=1)]
+        yield Chart("Gaps in AUC between groups", drawn, legend)
 
 
 # --------------------------------------------------------------------------------- calibration, curves, settings, runs

@@ -22,7 +22,7 @@ METRICS = {
 }
 """The metrics of the main table, in its order."""
 
-COUNTS = ("seekers", "candidates", "jobs", "pairs", "queries")
+COUNTS = ("seekers", "jobs", "candidates", "pairs", "matched")
 """Keys that say how much was measured, and measure nothing."""
 
 EXPLAINED = "Mean ± half of the 95 % t-interval over seeds."
@@ -101,8 +101,8 @@ def distinct(values: Iterable[str]) -> list[str]:
 
 
 def span(values: Sequence[float]) -> str:
-    """``300`` or ``290 to 310``."""
-    return " to ".join(distinct(f"{value:,.0f}" for value in (min(values), max(values))))
+    """``300`` or ``290 to 310``; a mean of counts with one decimal."""
+    return " to ".join(distinct(f"{value:,.{int(value != int(value))}f}" for value in (min(values), max(values))))
 
 
 def listed(value: Any) -> list:

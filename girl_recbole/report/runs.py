@@ -57,10 +57,12 @@ _NO_MATTER = {
     *("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path", "log_wandb", "wandb_project"),
     *("tensorboard", "nproc", "world_size", "local_rank", "device", "eval_batch_size", "metrics", "topk", "ece_bins"),
     *("metric_decimal_place", "loss_decimal_place", "valid_metric", "valid_metric_bigger", "eval_type", "single_spec"),
-    *("benchmark_filename", "MODEL_TYPE", "MODEL_INPUT_TYPE", "split_ratio", "rank_seekers", "rank_jobs"),
-    *("fairness_swaps", "auto_embed"),
+    *("benchmark_filename", "MODEL_TYPE", "MODEL_INPUT_TYPE", "split_ratio", "auto_embed"),
 }
 """Settings that name a place, a machine or what is measured: they make no other model."""
+
+_OTHER_STAGES = ("rank_", "group_", "fairness_", "judge_", "market_", "index_", "search_", "ray_", "api_", "benchmark_")
+"""First letters of more of them."""
 
 
 @dataclass(frozen=True)
@@ -343,7 +345,11 @@ def _own_settings(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in config.items()
-        if key in defaults and key not in _NO_MATTER and value != defaults[key] and not isinstance(value, dict)
+        if key in defaults
+        and key not in _NO_MATTER
+        and not key.startswith(_OTHER_STAGES)
+        and value != defaults[key]
+        and not isinstance(value, dict)
     }
 
 

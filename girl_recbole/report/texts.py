@@ -21,6 +21,13 @@ _NOTE = (
     "Shares of the verdicts on seekers, seen from A. Advantage: wins minus losses, with the 95 % bootstrap interval "
     "over seekers."
 )
+_FIGURES = {"reward": "reward", "true_probability": "true probability of a match"}
+_JOB = {"score": "cosine", "model": "model", "true_probability": "true probability", "answer": "answer"}
+_SKILLS = {
+    "shared": "skills of the CV and the JD",
+    "invented": "skills of the JD alone",
+    "missing": "skills of the CV alone",
+}
 
 
 def judge(said: Mapping[str, Any]) -> Section:
@@ -65,21 +72,48 @@ def judge(said: Mapping[str, Any]) -> Section:
 def case(said: Mapping[str, Any]) -> Section:
     generators = []
     for one in (one for one in listed(said.get("generators")) if isinstance(one, dict)):
-        figures = {"reward": "reward", "true_probability": "true probability of a match"}
+        jds = [jd if isinstance(jd, dict) else {"text": jd} for jd in listed(one.get("jds"))]
         jobs = [job for job in listed(one.get("found")) if isinstance(job, dict)]
         generators.append(
             {
                 "name": str(one.get("generator") or ""),
-                "jds": [text for text in listed(one.get("jds")) if isinstance(text, str)],
-                "figures": [(name, _figure(one[key])) for key, name in figures.items() if one.get(key) is not None],
+                "figures": _figures(one, _FIGURES),
+                "jds": [
+                    (str(jd.get("text") or ""), _figures(jd, _FIGURES if len(jds) > 1 else {}), _skills(jd))
+                    for jd in jds
+                ],
                 "found": [
-                    (str(job.get("item_id")), _figure(job.get("score")), _reasons(job.get("why"))) for job in jobs
+                    (
+                        str(job.get("item_id")),
+                        str(job.get("title") or ""),
+                        _figures(job, _JOB),
+                        _reasons(job.get("why")),
+                    )
+                    for job in jobs
                 ],
             }
         )
     cv = said.get("cv")
     block = Block("case", str(said.get("seeker") or ""), [cv if isinstance(cv, str) else "", generators])
     return Section("case", "One seeker", [block])
+
+
+def _figures(of: Mapping[str, Any], names: Mapping[str, str]) -> list[tuple[str, str]]:
+    """(name, figure) of those that are there; an answer in words."""
+    figures = [(name, key, of.get(key)) for key, name in names.items()]
+    answers = {0: "mismatched", 1: "matched"}
+    return [
+        (name, answers.get(value, brief(value)) if key == "answer" else _figure(value))
+        for name, key, value in figures
+        if value is not None
+    ]
+
+
+def _skills(jd: Mapping[str, Any]) -> list[str]:
+    """What the JD names of the CV, invents and leaves out; occupation and level as a reader finds them."""
+    skills = jd.get("skills") if isinstance(jd.get("skills"), dict) else {}
+    said = [f"{name}: {', '.join(map(brief, listed(skills[key])))}" for key, name in _SKILLS.items() if skills.get(key)]
+    return said + [f"{key}: {jd[key]}" for key in ("occupation", "level", "problem") if jd.get(key)]
 
 
 def _listing(entries: Any, caption: str) -> list[Table]:
