@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import shutil
 import sys
 from pathlib import Path
 
@@ -122,7 +123,7 @@ def test_the_lstm_is_that_of_torch():
     module = torch.nn.LSTM(3, 4, batch_first=True, bidirectional=True)
     lengths = torch.tensor([3, 0, 7, 1, 7])
     inputs = torch.randn(5, 8, 3, requires_grad=True)
-    found = lstm.bilstm(module, inputs, lengths)
+    found = lstm.read_padded(module, inputs, lengths)
     expected = torch.zeros(5, 8, 8)
     for row, length in enumerate(lengths.tolist()):
         if length:
@@ -131,7 +132,7 @@ def test_the_lstm_is_that_of_torch():
     weights, several = torch.randn(5, 8, 8), [inputs, *module.parameters()]
     expected = torch.autograd.grad((expected * weights).sum(), several)
     torch.testing.assert_close(torch.autograd.grad((found * weights).sum(), several), expected)
-    assert not lstm.bilstm(module, inputs, lengths * 0).any()
+    assert not lstm.read_padded(module, inputs, lengths * 0).any()
 
 
 def test_pjfnn_by_hand():
@@ -282,6 +283,7 @@ def test_full_ranking_is_predict(name, monkeypatch):
         for block in (1 << 21, 1):
             for module in (apjfnn, text_scorer, bpjfnn):
                 monkeypatch.setattr(module, "_BLOCK", block)
+            monkeypatch.setattr(apjfnn, "_JOBS_BLOCK", block)
             ranked = model.full_sort_predict(Interaction({"user_id": users})).view(len(users), -1)
             torch.testing.assert_close(ranked[:, 1:], expected, atol=2e-6, rtol=0)
     assert expected.std() > 1e-3
@@ -327,27 +329,21 @@ def test_documents_without_words_score_and_train(name):
 
 # ------------------------------------------------------------------------------------------------------ in RecBole
 
-_TRADES = ["nurse", "cook", "护士", "간호사"]
-_ABOUT = {
-    "nurse": ["wards", "patients", "bandages"], "cook": ["soup", "bread", "ovens"],
-    "护士": ["熟悉病房", "夜班护理"], "간호사": ["야간 근무", "병동 관리"],
-}  # fmt: skip
+_TRADES = [["nurse for wards", "护士。夜班护理", "간호사 병동"], ["cook for soup", "厨师。会做面包", "요리사 주방"]]
+_FILLER = ["I like cats", "full of energy", "good pay", "我喜欢猫", "좋은 급여", "near the sea", "start soon"]
 
 
-@pytest.fixture
-def trades(tmp_path):
-    """A seeker of a trade wants the jobs of this trade, which one of the sentences of each text tells; seekers of the
-    parts differ."""
+@pytest.fixture(scope="module")
+def trades(tmp_path_factory):
+    """Nurses want the jobs of nurses and cooks those of cooks, whatever the language of either text; one sentence
+    among others tells the trade. Seekers of the parts differ."""
     rng = np.random.default_rng(0)
-    files = DatasetFiles(tmp_path / "toy", "toy")
-    filler = ["I like cats", "full of energy", "good pay", "我喜欢猫", "좋은 급여", "near the sea", "start soon"]
+    files = DatasetFiles(tmp_path_factory.mktemp("trades") / "toy", "toy")
 
     def text(trade):
-        word = _TRADES[trade]
-        items = [*rng.choice(filler, 2, replace=False), f"{rng.choice(_ABOUT[word])} {word}"]
-        return ". ".join(rng.permutation(items)) + "."
+        return ". ".join(rng.permutation([*rng.choice(_FILLER, 1), rng.choice(_TRADES[trade])])) + "."
 
-    user, item = rng.integers(0, 4, 300), rng.integers(0, 4, 40)
+    user, item = rng.integers(0, 2, 200), rng.integers(0, 2, 40)
     write_docs(files.udoc, [(f"u{n}", text(trade)) for n, trade in enumerate(user)], "user")
     write_docs(files.idoc, [(f"i{n}", text(trade)) for n, trade in enumerate(item)], "item")
     pairs = []
@@ -368,7 +364,7 @@ def _built(files, name, **settings):
 
     values = {
         "data_path": str(files.folder.parent), "checkpoint_dir": str(files.folder / "saved"), "split": "cold",
-        "show_progress": False, "use_gpu": False, "state": "WARNING", "train_batch_size": 128, "epochs": 12,
+        "show_progress": False, "use_gpu": False, "state": "WARNING", "train_batch_size": 64, "epochs": 12,
         "learning_rate": 0.01, "embedding_size": 16, "hidden_size": 16, **settings,
     }  # fmt: skip
     config = Config(name, "toy", config_dict=values, arguments=[])
@@ -406,8 +402,9 @@ def test_a_planted_rule_is_learned_and_reloaded(name, loss, trades):
         assert roc_auc_score(batch["label"].numpy(), best.numpy()) > 0.9  # the requirement that tells the trade
 
 
-def test_the_vocabulary_is_that_of_the_training_part(trades):
-    """A test seeker's words are unknown, and no other's; what was cut is logged as counts."""
+def test_the_vocabulary_is_that_of_the_training_part(trades, tmp_path):
+    """A test seeker's words are unknown, a training seeker's are not."""
+    trades = DatasetFiles(Path(shutil.copytree(trades.folder, tmp_path / "toy")), "toy")
     docs = trades.udoc.read_text(encoding="utf-8").replace("u9\t", "u9\tzebra zebra zebra zebra ", 1)
     trades.udoc.write_text(docs.replace("u1\t", "u1\tgiraffe giraffe giraffe. ", 1), encoding="utf-8")
     _, loaders, model = _built(trades, "PJFNN", max_items=3, max_item_words=2)
@@ -415,7 +412,7 @@ def test_the_vocabulary_is_that_of_the_training_part(trades):
     zebra, giraffe = (model.cv_items[model.cv_rows[dataset.token2id("user_id", u), 0]].tolist() for u in ("u9", "u1"))
     assert zebra == [1, 1]
     assert giraffe[0] == giraffe[1] > 1
-    assert model.cv_rows.shape == (301, 3)
+    assert model.cv_rows.shape == (201, 3)
 
 
 def test_what_was_cut_is_logged_as_counts_and_nothing_of_the_texts(caplog):

@@ -33,12 +33,13 @@ from torch import nn
 from torch.nn import functional
 
 from girl_recbole.models.bpjfnn import direction_size
-from girl_recbole.models.lstm import bilstm
-from girl_recbole.models.text_scorer import Attention, Head, Items, TextScorer, masked_softmax, positive_int
+from girl_recbole.models.lstm import read, read_padded, rows_at
+from girl_recbole.models.text_scorer import Attention, Head, TextScorer, masked_softmax, positive_int
 
 __all__ = ["APJFNN", "Weights"]
 
-_BLOCK = 1 << 21  # units of tanh in (3) that are held at once where no gradient is needed: 8 MB of float32
+_BLOCK = 1 << 17  # units of tanh in (3) that are held at once: 512 kB of float32
+_JOBS_BLOCK = 1 << 20  # numbers of the resume, once a job, that full ranking holds at once: 4 MB
 
 
 class Weights(NamedTuple):
@@ -84,28 +85,31 @@ class APJFNN(TextScorer):
 
     def encode_users(self, ids):
         """(D, N, A + H + 1): of each resume M h_lt, h_lt and l of its words in their order; l = 0: no word."""
-        items = self.items_of("cv", ids)
-        states = bilstm(self.resume_words, items.words, items.lengths, self.vectors_of)
-        lengths = items.lengths[items.rows]  # (D, L)
-        document, item = (lengths > 0).nonzero(as_tuple=True)
-        per_item = lengths[document, item]
-        word = _within(per_item)
-        document, item = (torch.repeat_interleave(index, per_item) for index in (document, item))
-        place = document * self.most_words + _within(lengths.sum(dim=1))
-        flat = states[items.rows[document, item], word]  # (words of all D, H)
-        made = torch.cat([self.gamma.of_state(flat), flat, (item + 1).unsqueeze(1).to(flat.dtype)], dim=1)
-        out = made.new_zeros(len(ids) * self.most_words, made.shape[1]).index_copy(0, place, made)
-        return out.view(len(ids), self.most_words, -1)
+        rows, place, item = self._resume(ids)
+        made = torch.cat([rows_at(self.gamma.of_state(rows), place), rows_at(rows, place)], dim=2)
+        made = torch.cat([made, item.unsqueeze(2).to(made.dtype)], dim=2)
+        return functional.pad(made, (0, 0, 0, self.most_words - made.shape[1]))
+
+    def train_pairs(self, users, user_at, items, item_at):
+        inner, g, counts, _, _ = self._job(items)
+        rows, place, item = self._resume(users)
+        place, counts, g = place[user_at], counts[item_at], rows_at(g, item_at)
+        of_state, states = rows_at(self.gamma.of_state(rows), place), rows_at(rows, place)
+        resume, _, _ = self._meet(of_state, states, item[user_at], rows_at(inner, item_at), g, counts)
+        return self.head(self.head.of_job(g), self.head.of_resume(resume))
 
     def score_pairs(self, users, items):
-        g, resume, _, _ = self._meet(users, *self._parts(items))
+        inner, g, counts = items.split([self.most_requirements * self.attention_size, self.states, 1], dim=1)
+        inner, counts = inner.unflatten(1, (self.most_requirements, self.attention_size)), counts.squeeze(1).long()
+        inner = inner[:, : max(1, int(counts.max()))]
+        resume, _, _ = self._meet(*self._parts(users), inner, g, counts)
         return self.head(self.head.of_job(g), self.head.of_resume(resume))
 
     def score_all(self, users, items):
         scores = users.new_empty(len(users), len(items))
         for user, row in zip(users, scores, strict=True):
             user = user[: max(1, int((user[:, -1] > 0).sum()))]
-            step = max(1, _BLOCK // (len(user) * self.most_requirements * self.attention_size))
+            step = max(1, _JOBS_BLOCK // user.numel())
             for at in range(0, len(items), step):
                 part = items[at : at + step]
                 row[at : at + step] = self.score_pairs(user.expand(len(part), -1, -1), part)
@@ -115,56 +119,90 @@ class APJFNN(TextScorer):
     def attention(self, users: torch.Tensor, items: torch.Tensor) -> Weights:
         """What the model looks at in the pairs (users, items), (B,) ids each."""
         inner, g, counts, alpha, beta = self._job(items)
-        encoded = self.encode_users(users)
-        encoded = encoded[:, : max(1, int((encoded[..., -1] > 0).sum(dim=1).max()))]
-        _, _, gamma, delta = self._meet(encoded, inner, g, counts)
-        return Weights(alpha, beta, gamma.transpose(1, 2), delta, encoded[..., -1].long())
+        of_state, states, item = self._parts(self.encode_users(users))
+        _, gamma, delta = self._meet(of_state, states, item, inner, g, counts)
+        return Weights(alpha, beta, gamma.transpose(1, 2), delta, item)
 
     # ------------------------------------------------------------------------------------------------- the equations
 
     def _job(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """(N, K, A) W s_k + b, (N, H) g^J, (N,) requirements, (N, K, T) alpha, (N, K) beta."""
-        items: Items = self.items_of("jd", ids)
-        states = bilstm(self.job_words, items.words, items.lengths, self.vectors_of)
-        alpha = masked_softmax(self.alpha(states), items.words > 0, dim=1)
-        s = (alpha.unsqueeze(1) @ states).squeeze(1)[items.rows]  # (1)
+        items = self.items_of("jd", ids)
+        rows, place = read(self.job_words, items.words, items.lengths, self.vectors_of)
+        alpha = masked_softmax(self.alpha(rows)[place], items.words > 0, dim=1)
+        s = rows_at((alpha.unsqueeze(1) @ rows_at(rows, place)).squeeze(1), items.rows)  # (1)
         real = items.rows > 0
-        c = bilstm(self.job_items, s, real.sum(dim=1))
+        c = read_padded(self.job_items, s, real.sum(dim=1))
         beta = masked_softmax(self.beta(c), real, dim=1)
         g = (beta.unsqueeze(1) @ c).squeeze(1)  # (2)
         return self.gamma.of_context(s), g, real.sum(dim=1), alpha[items.rows], beta
 
-    def _parts(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What ``encode_items`` put together, cut to the most requirements of a job."""
-        inner, g, counts = items.split([self.most_requirements * self.attention_size, self.states, 1], dim=1)
-        inner, counts = inner.unflatten(1, (self.most_requirements, self.attention_size)), counts.squeeze(1).long()
-        return inner[:, : max(1, int(counts.max()))], g, counts
+    def _resume(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Rows of h_lt, the last zeros; which of them each word has, (D, N); l of the word, (D, N), 0 = no word."""
+        items = self.items_of("cv", ids)
+        rows, place = read(self.resume_words, items.words, items.lengths, self.vectors_of)
+        place = place[items.rows].flatten(1)  # (D, L T): each experience's words, then its padding
+        item = torch.arange(1, items.rows.shape[1] + 1, device=ids.device).repeat_interleave(items.words.shape[1])
+        none = place == len(rows) - 1
+        front = torch.sort(none.byte(), dim=1, stable=True).indices
+        front = front[:, : max(1, int((~none).sum(dim=1).max()))]
+        place = place.gather(1, front)
+        return rows, place, item[front].masked_fill(place == len(rows) - 1, 0)
 
-    def _meet(self, users, inner, g, counts) -> tuple[torch.Tensor, ...]:
-        """g^J and g^R (B, H), gamma (B, N, K), delta (B, L)."""
-        item = users[..., -1].long()  # (B, N)
-        longest = max(1, int((item > 0).sum(dim=1).max()))
-        users, item = users[:, :longest], item[:, :longest]
-        of_state, states = users[..., : self.attention_size], users[..., self.attention_size : -1]
+    def _parts(self, users: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What ``encode_users`` put together, cut to the most words of a resume."""
+        users = users[:, : max(1, int((users[..., -1] > 0).sum(dim=1).max()))]
+        return users[..., : self.attention_size], users[..., self.attention_size : -1], users[..., -1].long()
+
+    def _meet(self, of_state, states, item, inner, g, counts) -> tuple[torch.Tensor, ...]:
+        """g^R (B, H), gamma (B, N, K) and delta (B, L) of pairs.
+
+        Of their resumes M h_lt (B, N, A), h_lt (B, N, H) and l (B, N); of their jobs W s_k + b (B, K, A), g^J (B, H)
+        and the number of requirements (B,).
+        """
         experiences = item.amax(dim=1)
-        scores = self.gamma.score(of_state.unsqueeze(2) + inner.unsqueeze(1))  # (B, N, K)
-        gamma = _softmax_by(scores, item, max(1, int(experiences.max())))
-        real = torch.arange(inner.shape[1], device=item.device) < counts.unsqueeze(1)
-        gamma = gamma * real.unsqueeze(1)
+        longest = max(1, int(experiences.max()))
+        gamma = _softmax_by(_Scores.apply(of_state, inner, self.gamma.v.weight[0]), item, longest)
+        gamma = gamma * (torch.arange(inner.shape[1], device=item.device) < counts.unsqueeze(1)).unsqueeze(1)
         mean = gamma.sum(dim=2) / counts.clamp_min(1).unsqueeze(1)  # over the requirements, (B, N)
-        u = states.new_zeros(len(item), int(experiences.max()) + 1, self.states)
-        u = u.scatter_add(1, item.unsqueeze(2).expand_as(states), mean.unsqueeze(2) * states)[:, 1:]  # (3)
-        c = bilstm(self.resume_items, u, experiences)
-        inner = self.delta.of_context(g).unsqueeze(1) + self.delta.of_state(c)
-        met = torch.arange(c.shape[1], device=item.device) < experiences.unsqueeze(1)
-        delta = masked_softmax(self.delta.score(inner), met, dim=1)
-        return g, (delta.unsqueeze(1) @ c).squeeze(1), gamma, delta  # (4)
+        of_item = mean.new_zeros(len(item), longest + 1, item.shape[1])
+        u = of_item.scatter(1, item.unsqueeze(1), mean.unsqueeze(1))[:, 1:] @ states  # (3)
+        c = read_padded(self.resume_items, u, experiences)
+        scores = self.delta.score(self.delta.of_context(g).unsqueeze(1) + self.delta.of_state(c))
+        delta = masked_softmax(scores, torch.arange(longest, device=item.device) < experiences.unsqueeze(1), dim=1)
+        return (delta.unsqueeze(1) @ c).squeeze(1), gamma, delta  # (4)
 
 
-def _within(lengths: torch.Tensor) -> torch.Tensor:
-    """0, 1, ..., lengths[0] - 1, 0, 1, ..., lengths[1] - 1, ..."""
-    start = lengths.cumsum(0) - lengths
-    return torch.arange(int(lengths.sum()), device=lengths.device) - torch.repeat_interleave(start, lengths)
+class _Scores(torch.autograd.Function):
+    """v . tanh(M h_n + W s_k + b), (B, N, K), of (B, N, A), (B, K, A) and v (A,), a few pairs at a time.
+
+    No unit of tanh is kept: the backward pass makes them again, while they fit in the processor's cache.
+    """
+
+    @staticmethod
+    def _blocks(states, contexts, *more):
+        step = max(1, _BLOCK // (states.shape[1] * contexts.shape[1] * states.shape[2]))
+        return zip(*(some.split(step) for some in (states, contexts, *more)), strict=True)
+
+    @staticmethod
+    def forward(ctx, states, contexts, v):
+        ctx.save_for_backward(states, contexts, v)
+        scores = states.new_empty(len(states), states.shape[1], contexts.shape[1])
+        for h, s, out in _Scores._blocks(states, contexts, scores):
+            torch.matmul((h.unsqueeze(2) + s.unsqueeze(1)).tanh_(), v, out=out)
+        return scores
+
+    @staticmethod
+    def backward(ctx, grad):
+        states, contexts, v = ctx.saved_tensors
+        d_states, d_contexts, d_v = torch.empty_like(states), torch.empty_like(contexts), torch.zeros_like(v)
+        for h, s, g, d_h, d_s in _Scores._blocks(states, contexts, grad, d_states, d_contexts):
+            tanh = (h.unsqueeze(2) + s.unsqueeze(1)).tanh_()
+            d_v += g.reshape(-1) @ tanh.flatten(0, 2)
+            inner = tanh.square_().neg_().add_(1).mul_(g.unsqueeze(3))  # without v, which the sums can take later
+            torch.sum(inner, dim=2, out=d_h)
+            torch.sum(inner, dim=1, out=d_s)
+        return d_states * v, d_contexts * v, d_v
 
 
 def _softmax_by(scores: torch.Tensor, group: torch.Tensor, groups: int) -> torch.Tensor:

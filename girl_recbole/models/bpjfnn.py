@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from girl_recbole.errors import ConfigError
-from girl_recbole.models.lstm import bilstm
+from girl_recbole.models.lstm import read_padded
 from girl_recbole.models.text_scorer import _BLOCK, Head, TextScorer, positive_int
 
 __all__ = ["BPJFNN", "direction_size"]
@@ -60,7 +60,7 @@ class BPJFNN(TextScorer):
         words = items.words[items.rows].flatten(1)  # (D, K W): each item's words, then its padding
         words = words.gather(1, torch.sort((words == 0).byte(), dim=1, stable=True).indices)
         words = words[:, : max(1, int(counts.max()))]
-        states = bilstm(self.lstms[kind], words, counts, self.vectors_of)
+        states = read_padded(self.lstms[kind], words, counts, self.vectors_of)
         return states.sum(dim=1) / counts.clamp_min(1).unsqueeze(1)
 
 

@@ -2,9 +2,9 @@
 
     i, f, o = sigmoid(W x_t + U h_(t-1) + b)     g = tanh(...)     c_t = f c_(t-1) + i g     h_t = o tanh(c_t)
 
-:func:`bilstm` computes what ``torch.nn.LSTM`` computes on a ``PackedSequence``, with that module's weights; on a GPU it
-is that module. On a CPU the module's backward pass writes a zero of all sequences' size at each step of time; here the
-gradients of all steps lie in one buffer, and those of the weights are one product at the end.
+:func:`read` computes what ``torch.nn.LSTM`` computes on a ``PackedSequence``, with that module's weights; on a GPU it
+is that module. On a CPU the module's backward pass writes zeros of the size of all sequences at each step of time; here
+the gradients of all steps lie in one buffer, and those of the weights are one product at the end.
 """
 
 from __future__ import annotations
@@ -13,37 +13,55 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn import functional
+from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["bilstm"]
+__all__ = ["read", "read_padded", "rows_at"]
 
 
-def bilstm(
+def read(
     lstm: nn.LSTM,
     inputs: torch.Tensor,
     lengths: torch.Tensor,
     embed: Callable[[torch.Tensor], torch.Tensor] | None = None,
-) -> torch.Tensor:
-    """(n, T, H) states of n padded sequences (n, T, E), zeros behind the end of each and where one is empty.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """States of n padded sequences (n, T, E): rows (N + 1, H), one for each of their N places and zeros at the end; and
+    which row each place has, (n, T) int64, N behind the end of a sequence.
 
     ``lstm`` has one layer and two directions. With ``embed`` the inputs are word ids (n, T), of which it makes vectors
-    (words, E), without those of padding.
+    (N, E).
     """
-    some = lengths.nonzero().squeeze(1)
-    states = lstm.weight_hh_l0.new_zeros(*inputs.shape[:2], 2 * lstm.hidden_size)
-    if not len(some):
-        return states
-    packed = pack_padded_sequence(inputs[some], lengths[some].cpu(), batch_first=True, enforce_sorted=False)
-    if embed is not None:
-        packed = packed._replace(data=embed(packed.data))
-    if packed.data.is_cuda:
-        packed = lstm(packed)[0]
+    count, longest = inputs.shape[:2]
+    steps = torch.arange(longest, device=inputs.device)
+    real = steps < lengths.unsqueeze(1)
+    sizes = real.sum(dim=0)  # sequences that have a word at each step
+    rank = torch.empty_like(lengths)
+    rank[torch.argsort(lengths, descending=True, stable=True)] = torch.arange(count, device=inputs.device)
+    total = int(sizes.sum())
+    place = torch.where(real, (sizes.cumsum(0) - sizes) + rank.unsqueeze(1), total)
+    if not total:
+        return lstm.weight_hh_l0.new_zeros(1, 2 * lstm.hidden_size), place
+    source = place.new_empty(total)
+    source[place[real]] = real.flatten().nonzero().squeeze(1)
+    rows = inputs.flatten(0, 1).index_select(0, source)
+    rows = rows if embed is None else embed(rows)
+    sizes = sizes[sizes > 0]
+    if rows.is_cuda:
+        states = lstm(PackedSequence(rows, sizes.cpu()))[0].data
     else:
-        sizes = packed.batch_sizes.tolist()
-        both = [_direction(lstm, packed.data, sizes, back) for back in (False, True)]
-        packed = packed._replace(data=torch.cat(both, dim=1))
-    found, _ = pad_packed_sequence(packed, batch_first=True, total_length=inputs.shape[1])
-    return found if len(some) == len(inputs) else states.index_copy(0, some, found)
+        states = torch.cat([_direction(lstm, rows, sizes.tolist(), back) for back in (False, True)], dim=1)
+    return functional.pad(states, (0, 0, 0, 1)), place
+
+
+def read_padded(lstm: nn.LSTM, inputs: torch.Tensor, lengths: torch.Tensor, embed=None) -> torch.Tensor:
+    """(n, T, H) states, zeros behind the end of each sequence."""
+    rows, place = read(lstm, inputs, lengths, embed)
+    return rows_at(rows, place)
+
+
+def rows_at(rows: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    """``rows[place]``, with a quicker gradient."""
+    return rows.index_select(0, place.flatten()).view(*place.shape, *rows.shape[1:])
 
 
 def _direction(lstm: nn.LSTM, inputs: torch.Tensor, sizes: list[int], back: bool) -> torch.Tensor:

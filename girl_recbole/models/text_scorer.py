@@ -25,6 +25,7 @@ from torch import nn
 from torch.nn import functional
 
 from girl_recbole.errors import ConfigError, DataError
+from girl_recbole.models.lstm import rows_at
 from girl_recbole.models.scorer import Scorer, one_of
 from girl_recbole.words import Vocabulary, number_documents
 
@@ -101,6 +102,10 @@ class TextScorer(Scorer):
         """(B,) logits of encoded seekers and encoded jobs, row by row."""
         raise NotImplementedError
 
+    def train_pairs(self, users, user_at, items, item_at) -> torch.Tensor:
+        """(B,) logits of the pairs (users[user_at], items[item_at]) of distinct ids, where gradients are needed."""
+        return self.score_pairs(rows_at(self.encode_users(users), user_at), rows_at(self.encode_items(items), item_at))
+
     # --------------------------------------------------------------------------------------------------- for a model
 
     def items_of(self, kind: str, ids: torch.Tensor) -> Items:
@@ -125,9 +130,9 @@ class TextScorer(Scorer):
 
     def _logits_at_once(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         (users, user_at), (items, item_at) = (torch.unique(ids, return_inverse=True) for ids in (users, items))
-        users, items = _encoded(self.encode_users, users), _encoded(self.encode_items, items)
         if torch.is_grad_enabled():
-            return self.score_pairs(users[user_at], items[item_at]).float()
+            return self.train_pairs(users, user_at, items, item_at).float()
+        users, items = _encoded(self.encode_users, users), _encoded(self.encode_items, items)
         step = max(1, _BLOCK // max(1, users[0].numel() + items[0].numel()))
         parts = zip(user_at.split(step), item_at.split(step), strict=True)
         return torch.cat([self.score_pairs(users[u], items[i]).float() for u, i in parts])
