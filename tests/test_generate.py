@@ -273,7 +273,7 @@ def test_best_of_n_needs_a_choice_a_reward_and_a_name_of_its_own(files, tmp_path
             generate(files, config(tmp_path, **changed))
     with pytest.raises(DataError, match=r"no such reward model\. Run `girl reward toy"):
         generate(files, config(tmp_path, gen_best_of=2))
-    assert not list(files.folder.glob("*.gdoc*"))
+    assert not list(files.folder.glob("toy.*.gdoc*"))
 
 
 def test_whoever_takes_the_name_of_such_jds_for_a_generator_is_told_how_they_are_made(files, tmp_path):
