@@ -428,7 +428,7 @@ def _write_copy(files, copied, generator: str, readers: Sequence[_Reader], names
     """``copied``: links to all files of a dataset, and in their place those that have ``readers``, named ``names``."""
     copied.folder.mkdir()
     for path in files.folder.rglob("*"):
-        if path.is_file() and "progress" not in path.parts and path.name != ".lock":
+        if path.is_file() and "progress" not in path.parts and not path.name.endswith(".lock"):
             target = copied.folder / path.relative_to(files.folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.symlink(path.resolve(), target)
