@@ -127,7 +127,7 @@ def benchmark(files: DatasetFiles, config: BenchmarkConfig, *, quick: bool = Fal
         report(
             folder / "results.jsonl", folder / "report.html", markdown=folder / "tables.md", order=order,
             comparisons=folder / "comparisons.json" if found else None,
-            reference=plan.reference if plan.reference in order else None,
+            reference=plan.reference if any(row["row"] == plan.reference for row in rows) else None,
         )  # fmt: skip
     if len(rows) < len(jobs):
         wanted = {name_of(job.key) for job in jobs} - {name_of(row["job"]) for row in rows}
@@ -476,7 +476,11 @@ def compare(rows: Sequence[Mapping[str, Any]], pairs: Sequence[Sequence[str]]) -
             one, two = kept.get((rule, a), {}), kept.get((rule, b), {})
             seeds = [seed for seed in one if seed in two]
             if seeds:
-                gap = paired_difference([test(one[seed]) for seed in seeds], [test(two[seed]) for seed in seeds])
+                try:
+                    gap = paired_difference([test(one[seed]) for seed in seeds], [test(two[seed]) for seed in seeds])
+                except DataError as error:
+                    _log.warning("%s: %s is not compared with %s: %s", rule, a, b, error)
+                    continue
                 family.append({"split": rule, "a": a, "b": b, **asdict(gap)})
         for entry, corrected in zip(family, holm([entry["p"] for entry in family]), strict=True):
             found.append({**entry, "p_holm": corrected})

@@ -76,10 +76,16 @@ def paired_difference(
 
     each = np.array([gap(seed, np.ones((1, len(run["user"]))))[0] for seed, run in enumerate(a)])
     spread = _replicates([run["user"] for run in a], gap, replicates)
+    spread = spread[np.isfinite(spread)]  # a replicate that drew one class only has no AUC
+    if len(spread) < replicates / 2:
+        raise DataError(
+            f"{replicates - len(spread)} of {replicates} bootstrap replicates have one class only: the test pairs are "
+            f"too few to compare models on."
+        )
     low, high = np.quantile(spread, (0.025, 0.975))
     tail = min((spread <= 0).sum(), (spread >= 0).sum()) + 1
     return Difference(
-        mean=float(each.mean()), low=float(low), high=float(high), p=float(min(1.0, 2 * tail / (replicates + 1))),
+        mean=float(each.mean()), low=float(low), high=float(high), p=float(min(1.0, 2 * tail / (len(spread) + 1))),
         above=int((each > 0).sum()), seeds=len(each),
     )  # fmt: skip
 

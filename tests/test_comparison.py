@@ -69,6 +69,12 @@ def test_holm_by_hand_and_against_the_definition():
     assert some / 2000 == pytest.approx(0.05, abs=0.015)  # at most one false finding in 20 families
 
 
+def test_a_test_part_of_a_handful_of_seekers_is_refused():
+    run = {"user": np.array(["a", "b"]), "label": np.array([True, False]), "probability": np.array([0.6, 0.4])}
+    with pytest.raises(DataError, match="replicates have one class only: the test pairs are too few"):
+        paired_difference([run], [run], replicates=200)
+
+
 def test_predictions_of_other_pairs_are_refused():
     rng = np.random.default_rng(0)
     a, b = _run(rng, 0.5), _run(rng, 0.5)
