@@ -111,7 +111,8 @@ def benchmark(files: DatasetFiles, config: BenchmarkConfig, *, quick: bool = Fal
     processes = config.benchmark_jobs or cores()
     _make_splits(files, plan)
     _make_generator(files, plan)
-    vectors = {"encoder": config.encoder, "n_generated": _most_samples(files, plan)}
+    beyond = any("train_stages" in study["values"] and study["like"] for study in plan.studies.values())
+    vectors = {"encoder": config.encoder, "n_generated": _most_samples(files, plan), "embed_all": beyond}
     embed(files, make_config(EmbedConfig, dataset=files.name, overrides=vectors), kinds=_kinds(plan))
     state = _state(files, plan)
     chosen = _tune(files, plan, config, folder, state, processes)
