@@ -28,10 +28,10 @@ from pjf_loops import apjfnn_logits, bpjfnn_logits, pjfnn_logits
 from recbole.data.interaction import Interaction
 from torch import nn
 from torch.nn import functional
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from girl_recbole.config import load_properties, properties_file
 from girl_recbole.models import apjfnn, bpjfnn, pjfnn
+from girl_recbole.models import lstm as lstm_module
 
 _MODELS = {"PJFNN": pjfnn.PJFNN, "APJFNN": apjfnn.APJFNN, "BPJFNN": bpjfnn.BPJFNN}
 _LOOPS = {"PJFNN": pjfnn_logits, "APJFNN": apjfnn_logits, "BPJFNN": bpjfnn_logits}
@@ -117,29 +117,18 @@ def loop(name, data, batch, slow_pairs, rounds):
     return {"case": "loop", "model": name, "pairs": batch, **found, "difference": gap, "gradient": max(wrong)}
 
 
-def _packed_lstm(lstm, inputs, lengths, embed=None):
-    """What models/lstm.py computes, by torch.nn.LSTM."""
-    some = lengths.nonzero().squeeze(1)
-    packed = pack_padded_sequence(inputs[some], lengths[some], batch_first=True, enforce_sorted=False)
-    packed = packed if embed is None else packed._replace(data=embed(packed.data))
-    found, _ = pad_packed_sequence(lstm(packed)[0], batch_first=True, total_length=inputs.shape[1])
-    states = found.new_zeros(len(inputs), *found.shape[1:])
-    return states.index_copy(0, some, found)
-
-
 def lstm(name, data, batch, rounds):
-    module, model, pairs = {"APJFNN": apjfnn, "BPJFNN": bpjfnn}[name], _model(name, data), data.batch(batch)
-    ours = module.bilstm
-
-    def slow():
-        module.bilstm = _packed_lstm
-        try:
-            return _trained(model, model.logits(pairs))
-        finally:
-            module.bilstm = ours
+    model, pairs, ours = _model(name, data), data.batch(batch), lstm_module._ours
 
     def fast():
         return _trained(model, model.logits(pairs))
+
+    def slow():
+        lstm_module._ours = lstm_module._torchs
+        try:
+            return fast()
+        finally:
+            lstm_module._ours = ours
 
     gap = (fast() - slow()).abs().max().item()
     return {"case": "lstm", "model": name, "pairs": batch, **_compare(fast, slow, rounds), "difference": gap}
