@@ -45,14 +45,20 @@ __all__ = [
     "STAGES",
     "DatasetFiles",
     "atomic_write",
+    "check_ids",
+    "check_lines",
+    "escape_text",
     "iter_docs",
     "iter_generated",
     "iter_ids",
+    "iter_rows",
     "read_docs",
     "read_generated",
+    "read_header",
     "read_interactions",
     "read_table",
     "read_users",
+    "unescape_text",
     "write_docs",
     "write_generated",
     "write_interactions",
@@ -153,11 +159,11 @@ def read_table(path: Path, required: Iterable[str] = ()) -> pd.DataFrame:
     none; and for a last line without an end where a manifest tells that the file is ours, so that it was cut short.
     Lines may end with CR LF.
     """
-    names, types = _header(path)
+    names, types = read_header(path)
     missing = [name for name in required if name not in names]
     if missing:
         raise DataError(f"{path}: no column {', '.join(missing)}; it has {', '.join(names)}.")
-    rows, plain = _check_lines(path, len(names))
+    rows, plain = check_lines(path, len(names))
     try:
         frame = pd.read_csv(
             path, sep="\t", header=None, skiprows=1, names=names, dtype=str, quoting=3, keep_default_na=False,
@@ -189,10 +195,10 @@ def read_table(path: Path, required: Iterable[str] = ()) -> pd.DataFrame:
 def iter_ids(path: Path, column: str) -> Iterator[str]:
     """Stream the ids of one column in file order, checked as :func:`read_table` checks them; of equal ones within some
     thousands of rows the first only. Memory is that of a block of the file."""
-    names, _ = _header(path)
+    names, _ = read_header(path)
     if column not in names:
         raise DataError(f"{path}: no column {column}; it has {', '.join(names)}.")
-    rows, _ = _check_lines(path, len(names))
+    rows, _ = check_lines(path, len(names))
     if not rows:
         return
     blocks = csv.open_csv(
@@ -205,7 +211,7 @@ def iter_ids(path: Path, column: str) -> Iterator[str]:
     )
     for block in blocks:
         ids = block.column(0).unique().to_pylist()
-        _check_ids(ids, path, column)
+        check_ids(ids, path, column)
         yield from ids
 
 
@@ -215,7 +221,7 @@ def write_table(path: Path, frame: pd.DataFrame, types: dict[str, str]) -> None:
         if kind not in _TYPES:
             raise DataError(f"{path}: column {name} has the unknown type {kind!r}; known: {', '.join(_TYPES)}.")
         if kind == "token":
-            _check_ids(frame[name], path, name)
+            check_ids(frame[name], path, name)
     with atomic_write(path) as file:
         file.write("\t".join(f"{name}:{kind}" for name, kind in types.items()) + "\n")
         frame[list(types)].to_csv(file, sep="\t", header=False, index=False, quoting=3, lineterminator="\n")
@@ -270,15 +276,15 @@ def iter_docs(path: Path) -> Iterator[tuple[str, str]]:
     Raises ``DataError`` for a duplicate id (at its line, or up to _RECENT documents later), a malformed row, bytes that
     are not UTF-8, or a file cut short.
     """
-    names, types = _header(path)
+    names, types = read_header(path)
     if len(names) != 2 or types[1] not in ("text", "token_seq"):
         raise DataError(f"{path}: the header must be ID:token<tab>DOC:text (or token_seq), not {names}.")
-    rows = _rows(path, fields=2, ours=types[1] == "text")
+    rows = iter_rows(path, fields=2, ours=types[1] == "text")
     seen = _Distinct(path)
     if types[1] == "text":
         for line, (key, text) in rows:
             seen.add(key, line)
-            yield key, _unescape(text, path, line)
+            yield key, unescape_text(text, path, line)
         seen.check()
         return
     current, lines = None, []  # RecBole-PJF: the rows of a document follow one another
@@ -307,9 +313,9 @@ def write_docs(path: Path, docs: Iterable[tuple[str, str]], kind: str) -> int:
     with atomic_write(path) as file:
         file.write(f"{kind}_id:token\t{kind}_doc:text\n")
         for count, (key, text) in enumerate(docs, start=1):
-            _check_ids((key,), path, f"{kind}_id")
+            check_ids((key,), path, f"{kind}_id")
             seen.add(key, count + 1)
-            file.write(f"{key}\t{_escape(text, path, key)}\n")
+            file.write(f"{key}\t{escape_text(text, path, key)}\n")
         seen.check()
     return count
 
@@ -317,11 +323,11 @@ def write_docs(path: Path, docs: Iterable[tuple[str, str]], kind: str) -> int:
 def read_generated(path: Path) -> dict[str, list[str]]:
     """``{user_id: [JD of sample 0, JD of sample 1, ...]}``. Samples must be numbered 0..n-1 for each seeker."""
     generated: dict[str, list[str]] = {}
-    for line, (user, sample, text) in _rows(_gdoc(path), fields=3, ours=True):
+    for line, (user, sample, text) in iter_rows(_gdoc(path), fields=3, ours=True):
         texts = generated.setdefault(user, [])
         if sample != str(len(texts)):
             raise DataError(f"{path}: line {line}: sample {sample} of {user} where {len(texts)} was due.")
-        texts.append(_unescape(text, path, line))
+        texts.append(unescape_text(text, path, line))
     return generated
 
 
@@ -329,14 +335,14 @@ def iter_generated(path: Path) -> Iterator[tuple[str, list[str]]]:
     """Stream ``(user_id, [JD of sample 0, JD of sample 1, ...])`` of a ``.gdoc`` whose rows of a seeker follow one
     another, as we write them; memory is that of one seeker's JDs."""
     current, texts = None, []
-    for line, (user, sample, text) in _rows(_gdoc(path), fields=3, ours=True):
+    for line, (user, sample, text) in iter_rows(_gdoc(path), fields=3, ours=True):
         if user != current:
             if current is not None:
                 yield current, texts
             current, texts = user, []
         if sample != str(len(texts)):
             raise DataError(f"{path}: line {line}: sample {sample} of {user} where {len(texts)} was due.")
-        texts.append(_unescape(text, path, line))
+        texts.append(unescape_text(text, path, line))
     if current is not None:
         yield current, texts
 
@@ -347,8 +353,8 @@ def write_generated(path: Path, generated: Iterable[tuple[str, int, str]]) -> in
     with atomic_write(path) as file:
         file.write("user_id:token\tsample:float\ttext:text\n")
         for user, sample, text in generated:
-            _check_ids((user,), path, "user_id")
-            file.write(f"{user}\t{sample}\t{_escape(text, path, user)}\n")
+            check_ids((user,), path, "user_id")
+            file.write(f"{user}\t{sample}\t{escape_text(text, path, user)}\n")
             count += 1
     return count
 
@@ -368,7 +374,7 @@ def _sweep(path: Path) -> None:
             continue
 
 
-def _header(path: Path) -> tuple[list[str], list[str]]:
+def read_header(path: Path) -> tuple[list[str], list[str]]:
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path}: no such file.")
@@ -392,13 +398,13 @@ def _header(path: Path) -> tuple[list[str], list[str]]:
 
 
 def _gdoc(path: Path) -> Path:
-    names, types = _header(path)
+    names, types = read_header(path)
     if names != ["user_id", "sample", "text"] or types[2] != "text":
         raise DataError(f"{path}: the header must be user_id:token<tab>sample:float<tab>text:text, not {names}.")
     return path
 
 
-def _check_lines(path: Path, fields: int) -> tuple[int, bool]:
+def check_lines(path: Path, fields: int) -> tuple[int, bool]:
     """The number of rows, after a check that each has ``fields`` fields and no NUL, and whether no field can hold white
     space (printable ASCII only). Memory is that of a block."""
     number, tail, broken, count, plain = 1, b"", [], 0, True  # number: the line before those of the block
@@ -446,7 +452,7 @@ def _wrong_lines(data: bytes, fields: int) -> tuple[np.ndarray, int]:
     return np.flatnonzero(wrong), len(ends)
 
 
-def _rows(path: Path, fields: int, ours: bool) -> Iterator[tuple[int, list[str]]]:
+def iter_rows(path: Path, fields: int, ours: bool) -> Iterator[tuple[int, list[str]]]:
     with open(path, "rb") as file:
         file.readline()
         for number, raw in enumerate(file, start=2):
@@ -501,7 +507,7 @@ class _Distinct:
         return DataError(f"{self._path}: line {line}: second document of {key}; ids must be unique.")
 
 
-def _escape(text: str, path: Path, key: str) -> str:
+def escape_text(text: str, path: Path, key: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -509,7 +515,7 @@ def _escape(text: str, path: Path, key: str) -> str:
     return _TO_ESCAPE.sub(lambda match: _ESCAPES[match[0]], text)
 
 
-def _unescape(text: str, path: Path, line: int) -> str:
+def unescape_text(text: str, path: Path, line: int) -> str:
     if "\\" not in text:
         return text
     try:
@@ -520,7 +526,7 @@ def _unescape(text: str, path: Path, line: int) -> str:
         ) from None
 
 
-def _check_ids(ids: Iterable, path: Path, name: str) -> None:
+def check_ids(ids: Iterable, path: Path, name: str) -> None:
     bad = [repr(i) for i in ids if not isinstance(i, str) or not i or _BAD_ID.search(i)]
     if bad:
         raise DataError(f"{path}: {len(bad)} ids in {name} are empty or hold white space or NUL: {some_of(bad)}.")

@@ -39,7 +39,7 @@ from typing import Any
 import numpy as np
 
 from girl_recbole import predictions, results, sft
-from girl_recbole.atomic import DatasetFiles, _header, atomic_write
+from girl_recbole.atomic import DatasetFiles, atomic_write, read_header
 from girl_recbole.comparison import holm, paired_difference
 from girl_recbole.config import load_properties, make_config, properties_file
 from girl_recbole.embed import EmbedConfig, embed
@@ -282,7 +282,7 @@ def _most_samples(files: DatasetFiles, plan: Plan) -> int:
 def _measurable(files: DatasetFiles, plan: Plan) -> Plan:
     """The plan whose ``evaluate`` names only groups and swaps that this dataset can give; the others are logged."""
     path = files.path("user")
-    columns = ["history", *(_header(path)[0] if path.exists() else ())]
+    columns = ["history", *(read_header(path)[0] if path.exists() else ())]
     swappable = files.path("swaps").exists() or files.path("truth.npz").exists()
     entries, lacking = [], []
     for entry in plan.evaluate:

@@ -34,7 +34,7 @@ from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType
 
-from girl_recbole.atomic import SPLITS, DatasetFiles, _check_lines, _header, read_interactions
+from girl_recbole.atomic import SPLITS, DatasetFiles, check_lines, read_header, read_interactions
 from girl_recbole.config import make_config
 from girl_recbole.embed import EmbedConfig, StaleVectors, embed, load_vectors, read_texts
 from girl_recbole.errors import ConfigError, DataError, some_of
@@ -225,8 +225,8 @@ def _take(pairs: Interaction, index: torch.Tensor) -> Interaction:
 def _read_pairs(path: Path) -> pd.DataFrame:
     """What :func:`read_interactions` gives, the ids as categories; a file that is not plain is read by that function,
     which also says what is wrong with one."""
-    names, _ = _header(path)
-    rows, plain = _check_lines(path, len(names))
+    names, _ = read_header(path)
+    rows, plain = check_lines(path, len(names))
     wanted = [name for name in ("user_id", "item_id", "label", "timestamp") if name in names]
     if rows and plain and {"user_id", "item_id", "label"} <= {*wanted}:
         frame = _parse(path, names, wanted)

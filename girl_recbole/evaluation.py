@@ -35,7 +35,7 @@ import numpy as np
 from recbole.utils import EvaluatorType, ModelType
 
 from girl_recbole import predictions
-from girl_recbole.atomic import DatasetFiles, _header, atomic_write, read_table
+from girl_recbole.atomic import DatasetFiles, atomic_write, read_header, read_table
 from girl_recbole.errors import ConfigError, DataError, some_of, suggest
 from girl_recbole.metrics import ece, weighted_auc
 from girl_recbole.plugin import MODELS
@@ -156,7 +156,7 @@ def _check(settings: EvaluateConfig, files: DatasetFiles, generator: str, config
     columns = [name for name in settings.group_by if name != "history"]
     if columns:
         path = files.path("user")
-        known = [name for name in _header(path)[0] if name != "user_id"] if path.exists() else []
+        known = [name for name in read_header(path)[0] if name != "user_id"] if path.exists() else []
         unknown = [name for name in columns if name not in known]
         if unknown:
             raise ConfigError(

@@ -50,15 +50,15 @@ from recbole.data.interaction import Interaction
 from girl_recbole import llm
 from girl_recbole.atomic import (
     DatasetFiles,
-    _check_ids,
-    _escape,
-    _header,
-    _rows,
-    _unescape,
     atomic_write,
+    check_ids,
+    escape_text,
     iter_docs,
     iter_generated,
+    iter_rows,
     read_generated,
+    read_header,
+    unescape_text,
     write_docs,
     write_generated,
 )
@@ -95,21 +95,21 @@ class Swap:
 
 def read_swaps(path: Path) -> Iterator[Swap]:
     """The rows of NAME.swaps, streaming."""
-    names, types = _header(path)
+    names, types = read_header(path)
     if tuple(names) != _COLUMNS or types[-1] != "text":
         raise DataError(f"{path}: the header must be user_id:token, attribute:token, from:token, to:token, text:text.")
-    for line, (user, attribute, before, after, text) in _rows(path, fields=len(_COLUMNS), ours=True):
+    for line, (user, attribute, before, after, text) in iter_rows(path, fields=len(_COLUMNS), ours=True):
         if not text.strip() or not attribute:
             raise DataError(f"{path}: line {line}: an attribute and a text are required.")
-        yield Swap(user, attribute, before, after, _unescape(text, path, line))
+        yield Swap(user, attribute, before, after, unescape_text(text, path, line))
 
 
 def write_swaps(path: Path, swaps: Sequence[Swap]) -> None:
     with atomic_write(path) as file:
         file.write("\t".join([*(f"{name}:token" for name in _COLUMNS[:-1]), "text:text"]) + "\n")
         for swap in swaps:
-            _check_ids((swap.user, swap.attribute, swap.before, swap.after), path, "user_id, attribute, from and to")
-            text = _escape(swap.text, path, swap.user)
+            check_ids((swap.user, swap.attribute, swap.before, swap.after), path, "user_id, attribute, from and to")
+            text = escape_text(swap.text, path, swap.user)
             file.write(f"{swap.user}\t{swap.attribute}\t{swap.before}\t{swap.after}\t{text}\n")
 
 
@@ -452,7 +452,7 @@ def _write_copy(files, copied, generator: str, readers: Sequence[_Reader], names
 
 def _write_rows(path: Path, target: Path, new: Sequence[tuple[str, _Reader]]) -> None:
     """``path`` with a row for each new seeker: the first one of him whom he stands for."""
-    column = _header(path)[0].index("user_id")
+    column = read_header(path)[0].index("user_id")
     wanted, found = {reader.user for _, reader in new}, {}
     with open(path, encoding="utf-8", newline="") as file, atomic_write(target) as out:
         for number, line in enumerate(file):

@@ -47,7 +47,7 @@ from tqdm import tqdm
 from girl_recbole.errors import ConfigError, DataError
 from girl_recbole.models.fitted import FittedScorer
 from girl_recbole.models.scorer import one_of
-from girl_recbole.models.two_tower import _MLPPredictor, _samples, derangement
+from girl_recbole.models.two_tower import MLPPredictor, derangement, sample_count
 
 __all__ = ["GAMMAS", "BIGRec", "BIGRecMLP", "lm_vectors", "pure_svd", "weighted"]
 
@@ -68,7 +68,7 @@ class BIGRec(FittedScorer):
         self.weight = one_of(config, "bigrec_weight", ("none", "popularity", "cf"))
         table = {"jd": _vectors(config, dataset, "jd", 1)}
         generated = one_of(config, "generated", ("real", "shuffled", "cv"))
-        kind, samples = ("cv", 1) if generated == "cv" else (f"gen.{config['generator']}", _samples(config))
+        kind, samples = ("cv", 1) if generated == "cv" else (f"gen.{config['generator']}", sample_count(config))
         table["gen"] = _vectors(config, dataset, kind, samples)
         if generated == "shuffled":
             table["gen"] = table["gen"][np.concatenate([[0], derangement(self.n_users - 1, config["seed"]) + 1])]
@@ -155,7 +155,7 @@ class BIGRec(FittedScorer):
         self.register_buffer(name, values, persistent=False)
 
 
-class BIGRecMLP(_MLPPredictor):
+class BIGRecMLP(MLPPredictor):
     """MLP([j'; j])."""
 
     uses_generated = True

@@ -40,10 +40,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from girl_recbole.atomic import _header, read_table
+from girl_recbole.atomic import read_header, read_table
 from girl_recbole.models.fitted import FittedScorer
-from girl_recbole.models.lexical import _joined, bm25_matrices, pair_products, tfidf_matrices, training_texts
-from girl_recbole.models.two_tower import _samples
+from girl_recbole.models.lexical import bm25_matrices, joined_texts, pair_products, tfidf_matrices, training_texts
+from girl_recbole.models.two_tower import sample_count
 
 __all__ = ["GradientBoosting"]
 
@@ -142,13 +142,13 @@ class GradientBoosting(FittedScorer):
         return np.concatenate(found, axis=1)
 
     def _read_similarities(self, config, dataset) -> None:
-        cvs, jobs = _joined(dataset.texts("cv")), _joined(dataset.texts("jd"))
+        cvs, jobs = joined_texts(dataset.texts("cv")), joined_texts(dataset.texts("jd"))
         self._bm25 = bm25_matrices(cvs, jobs)
         self._tfidf = tfidf_matrices(training_texts(dataset, jobs), cvs, jobs)
         jd = _units(dataset.vectors("jd"))
         self.cosines = {"cosine": (_units(dataset.vectors("cv")), jd)}
         if config["boosting_generated"]:
-            vectors = dataset.vectors(f"gen.{config['generator']}", _samples(config))
+            vectors = dataset.vectors(f"gen.{config['generator']}", sample_count(config))
             self.cosines["cosine_generated"] = (_units(vectors), jd)
 
     def _similarities(self, users: np.ndarray, items: np.ndarray) -> list[np.ndarray]:
@@ -225,7 +225,7 @@ def columns_of(path: Path, id_column: str, ids: np.ndarray, excluded: list[str])
     """The columns of type token and float of ``path``, in the order of ``ids`` (padding first); [] for no file."""
     if not path.exists():
         return []
-    names, types = _header(path)
+    names, types = read_header(path)
     frame = read_table(path, required=(id_column,)).drop_duplicates(id_column).set_index(id_column).reindex(ids)
     found = []
     for name, kind in zip(names, types, strict=True):

@@ -32,9 +32,9 @@ from scipy import sparse
 
 from girl_recbole.models.fitted import FittedScorer, training_line
 from girl_recbole.models.scorer import one_of
-from girl_recbole.models.two_tower import _samples
+from girl_recbole.models.two_tower import sample_count
 
-__all__ = ["BM25", "TFIDF", "bm25_matrices", "pair_products", "terms_of", "tfidf_matrices"]
+__all__ = ["BM25", "TFIDF", "bm25_matrices", "joined_texts", "pair_products", "terms_of", "tfidf_matrices"]
 
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # as in prompts.words_of
 _RUN = re.compile(rf"([{_CJK}]+)|(?:(?![{_CJK}])[^\W_])+")
@@ -45,11 +45,11 @@ class _Lexical(FittedScorer):
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         query = one_of(config, "lexical_query", ("cv", "generated", "both"))
-        seekers, jobs = [""] * self.n_users, _joined(dataset.texts("jd"))
+        seekers, jobs = [""] * self.n_users, joined_texts(dataset.texts("jd"))
         if query in ("cv", "both"):
-            seekers = _joined(dataset.texts("cv"))
+            seekers = joined_texts(dataset.texts("cv"))
         if query in ("generated", "both"):
-            written = _joined(dataset.texts(f"gen.{config['generator']}", _samples(config)))
+            written = joined_texts(dataset.texts(f"gen.{config['generator']}", sample_count(config)))
             seekers = [f"{one}\n{other}" for one, other in zip(seekers, written, strict=True)]
         self.queries, self.documents = self._matrices(dataset, seekers, jobs)
         self._by_term = self.documents.T.tocsr()
@@ -131,7 +131,7 @@ def tfidf_matrices(
 
 def training_texts(dataset, jobs: Sequence[str]) -> list[str]:
     """The CVs and, of ``jobs`` by id, the JDs of the training part, each once."""
-    cvs = _joined(dataset.texts("cv"))
+    cvs = joined_texts(dataset.texts("cv"))
     users, items = (
         np.unique(np.asarray(dataset.inter_feat[field])) for field in (dataset.uid_field, dataset.iid_field)
     )
@@ -149,7 +149,7 @@ def pair_products(
     return out
 
 
-def _joined(texts: Sequence[Sequence[str]]) -> list[str]:
+def joined_texts(texts: Sequence[Sequence[str]]) -> list[str]:
     return ["\n".join(several) for several in texts]
 
 

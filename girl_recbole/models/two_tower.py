@@ -46,7 +46,15 @@ from girl_recbole.errors import ConfigError, DataError
 from girl_recbole.models.scorer import Scorer, one_of
 from girl_recbole.rows import FrozenRows, TunedRows
 
-__all__ = ["GIRLBaseDot", "GIRLBaseMLP", "GIRLEnhancedDot", "GIRLEnhancedMLP", "derangement"]
+__all__ = [
+    "GIRLBaseDot",
+    "GIRLBaseMLP",
+    "GIRLEnhancedDot",
+    "GIRLEnhancedMLP",
+    "MLPPredictor",
+    "derangement",
+    "sample_count",
+]
 
 _BLOCK = 1 << 20  # hidden units that full ranking holds at once: 4 MB of float32
 _ROWS = 1 << 16  # rows of vectors that are standardised by at once
@@ -127,7 +135,7 @@ class _TwoTower(Scorer):
     def _build_rows(self, config, dataset) -> FrozenRows | TunedRows:
         mode = one_of(config, "tune_encoder", ("none", "full", "lora"))
         source = {"cv": "cv", "jd": "jd", "gen": f"gen.{config['generator']}"}
-        samples = {"cv": 1, "jd": 1, "gen": _samples(config) if self.uses_generated else 1}
+        samples = {"cv": 1, "jd": 1, "gen": sample_count(config) if self.uses_generated else 1}
         if mode == "none":
             tables = {kind: dataset.vectors(source[kind], samples[kind]) for kind in self._kinds()}
             return FrozenRows(config["encoder"], tables)
@@ -170,7 +178,7 @@ def _moments(parts: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]
     return mean, variance
 
 
-class _MLPPredictor(_TwoTower):
+class MLPPredictor(_TwoTower):
     """MLP([c; j]) and MLP([c; j; j']); without the CV (bigrec.py) MLP([j'; j])."""
 
     def __init__(self, config, dataset):
@@ -268,11 +276,11 @@ class _DotPredictor(_TwoTower):
         return self._logit(users @ items.T)
 
 
-class GIRLBaseMLP(_MLPPredictor):
+class GIRLBaseMLP(MLPPredictor):
     """Eq 10."""
 
 
-class GIRLEnhancedMLP(_MLPPredictor):
+class GIRLEnhancedMLP(MLPPredictor):
     """Eq 13."""
 
     uses_generated = True
@@ -307,7 +315,7 @@ def _dropout(config) -> float:
     return share
 
 
-def _samples(config) -> int:
+def sample_count(config) -> int:
     count = config["n_generated"]
     if type(count) is not int or count < 1:
         raise ConfigError(f"n_generated: {count!r} generated JDs a seeker; an int of at least 1 is required.")
