@@ -5,13 +5,12 @@ imports take seconds. Each has its own pool of one process, so that one that the
 its own trial with it; it is replaced. They end with this process, also where that is killed. A script that uses them
 needs the usual ``if __name__ == "__main__":``, as each process imports it.
 
-``Workers(jobs, engine="ray")`` makes each trial a Ray task that asks for one CPU, on the cluster of ``RAY_ADDRESS`` or
+``Workers(jobs, engine="ray")`` gives them to Ray Tune (ray_tune.py), one CPU each, on the cluster of ``RAY_ADDRESS`` or
 on a local Ray of ``jobs`` CPUs; a local Ray ends with the block. Machines of a cluster need the same data path.
 """
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 import signal
@@ -53,14 +52,14 @@ class Workers:
             raise ConfigError(f"jobs: {jobs}; at least 1 is required.")
         if engine not in ENGINES:
             raise ConfigError(f"engine: {engine!r} is unknown{suggest(engine, ENGINES) or '; known: local, ray'}.")
-        self._ray = _Ray(jobs) if engine == "ray" else None
-        self.jobs = self._ray.jobs if self._ray else jobs or cores()
-        self._lanes = [] if self._ray else [_Lane() for _ in range(self.jobs)]
+        self._tune = _tune(jobs) if engine == "ray" else None
+        self.jobs = self._tune.jobs if self._tune else jobs or cores()
+        self._lanes = [] if self._tune else [_Lane() for _ in range(self.jobs)]
 
     def submit(self, function: Callable, *arguments: Any) -> Future:
         """Start ``function``; at most ``jobs`` may be unfinished."""
-        if self._ray:
-            return self._ray.submit(function, *arguments)
+        if self._tune:
+            return self._tune.submit(function, *arguments)
         return next(lane for lane in self._lanes if lane.idle()).submit(function, *arguments)
 
     def __enter__(self) -> Workers:
@@ -69,8 +68,8 @@ class Workers:
     def __exit__(self, kind, error, trace) -> None:
         for lane in self._lanes:
             lane.close(at_once=kind is not None)
-        if self._ray:
-            self._ray.close()
+        if self._tune:
+            self._tune.close(at_once=kind is not None)
 
 
 class _Lane:
@@ -117,38 +116,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-class _Ray:
-    def __init__(self, jobs: int | None) -> None:
-        import ray
+def _tune(jobs: int | None):
+    from girl_recbole.ray_tune import TuneTrials
 
-        self._own = not ray.is_initialized()
-        if self._own:
-            address = os.environ.get("RAY_ADDRESS") or "local"
-            new = {"include_dashboard": False, "num_cpus": jobs or cores()} if address == "local" else {}
-            try:
-                ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **new)
-            except (ConnectionError, ValueError) as error:
-                raise ConfigError(
-                    f"RAY_ADDRESS: no cluster at {address} ({error}); start one with `ray start`."
-                ) from None
-        self._task = ray.remote(num_cpus=1, max_retries=0)(_call)
-        self.jobs = jobs or int(ray.cluster_resources().get("CPU", 1))
-
-    def submit(self, function: Callable, *arguments: Any) -> Future:
-        return self._task.remote(os.getcwd(), function, *arguments).future()
-
-    def close(self) -> None:
-        import ray
-
-        if self._own:
-            ray.shutdown()
-
-
-def _call(folder: str, function: Callable, *arguments: Any) -> Any:
-    """In a Ray process: RecBole writes its logs to the folder that the sweep was started in, where there is one."""
-    import torch
-
-    torch.set_num_threads(1)
-    if os.path.isdir(folder):
-        os.chdir(folder)
-    return function(*arguments)
+    return TuneTrials(jobs)

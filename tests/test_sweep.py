@@ -462,14 +462,17 @@ def test_ray_gives_the_same(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with Workers(2, "ray") as workers:
         assert workers.jobs == 2
-        rows = run(tmp_path, _plus_process, "grid", None, parse_space({"a": [0, 1, 2, "x"]}), workers=workers)
+        rows = run(tmp_path, _plus_process, "grid", None, parse_space({"a": [0, "kill", 1, 2, "x"]}), workers=workers)
     assert not ray.is_initialized()
-    assert [row["score"] for row in rows] == [0, 10, 20, None]
-    assert rows[3]["error"] == "ValueError: invalid literal for int() with base 10: 'x'"
-    assert os.getpid() not in {row["process"] for row in rows[:3]}
+    assert [row["score"] for row in rows] == [0, None, 10, 20, None]
+    assert rows[1]["error"].startswith("the process was ended from outside")
+    assert rows[4]["error"] == "ValueError: invalid literal for int() with base 10: 'x'"
+    assert os.getpid() not in {rows[number]["process"] for number in (0, 2, 3)}
 
 
 def _plus_process(settings, seed, final):
+    if settings["a"] == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
     return {"score": 10 * int(settings["a"]), "seed": seed, "process": os.getpid()}
 
 
