@@ -197,16 +197,19 @@ def read_plan(name: str, *, quick: bool = False, only: Sequence[str] = ()) -> Pl
     return _without(plan, [name for name in rows if name not in kept])
 
 
-def draw_settings(space: Mapping[str, Sequence[Any]], trials: int, seed: int) -> list[dict[str, Any]]:
-    """The shipped settings ``{}`` and up to ``trials - 1`` different points of the grid ``space``."""
+def draw_settings(
+    space: Mapping[str, Sequence[Any]], trials: int, seed: int, shipped: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """The shipped settings ``{}`` and up to ``trials - 1`` different points of the grid ``space``, without ``shipped``.
+
+    A drawn point whose values are those of ``shipped`` is left out and not replaced, as the first trial has them.
+    """
     sizes = [len(values) for values in space.values()]
     count = int(np.prod(sizes, dtype=np.int64)) if space else 0
     drawn = np.random.default_rng(seed).permutation(count)[: trials - 1]
     points = [np.unravel_index(number, sizes) for number in drawn]
-    return [
-        {},
-        *({key: values[at] for (key, values), at in zip(space.items(), point, strict=True)} for point in points),
-    ]
+    drawn = [{key: values[at] for (key, values), at in zip(space.items(), point, strict=True)} for point in points]
+    return [{}, *(point for point in drawn if point != {key: (shipped or {}).get(key) for key in point})]
 
 
 def _check_keys(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
@@ -325,7 +328,7 @@ def _state(files: DatasetFiles, plan: Plan) -> str:
 def _tune(files, plan: Plan, config: BenchmarkConfig, folder: Path, state: str, processes: int) -> dict[str, dict]:
     """Row -> {trials, space, best, seconds}: the settings with the best validation metric; a control has its row's."""
     tried = [row for row in plan.rows if row.like is None]
-    drawn = {row.row: draw_settings(row.space, plan.trials, config.seed) for row in tried}
+    drawn = {row.row: draw_settings(row.space, plan.trials, config.seed, _shipped(files, row, plan)) for row in tried}
     rule, seed = plan.tuning_split, plan.seeds[0]
     common = _common(files, plan, config, folder, rule, seed)
     jobs = [
@@ -425,6 +428,13 @@ def _common(files, plan: Plan, config: BenchmarkConfig, folder: Path, rule: str,
         "data_path": str(files.folder.parent), "split": f"{rule}-s{seed}", "seed": seed, "encoder": config.encoder,
         "checkpoint_dir": str(folder / "checkpoints"), **plan.settings,
     }  # fmt: skip
+
+
+def _shipped(files: DatasetFiles, row: Row, plan: Plan) -> dict[str, Any]:
+    """The settings of a row to which nothing drawn is added, of those that have shipped values."""
+    paths = [properties_file(f"model/{row.model}.yaml"), properties_file(f"dataset/{files.name}.yaml")]
+    given = [load_properties(path) for path in paths if path.exists()]
+    return {key: value for layer in (*given, plan.settings, row.fixed) for key, value in layer.items()}
 
 
 def _labelled(row: Row) -> dict[str, Any]:

@@ -78,6 +78,8 @@ def test_settings_are_the_shipped_ones_and_different_points_of_the_grid():
     assert draw_settings(space, 5, seed=0) == drawn != draw_settings(space, 5, seed=1)
     assert len(draw_settings(space, 100, seed=0)) == 7
     assert draw_settings({}, 4, seed=0) == [{}]
+    again = draw_settings(space, 5, seed=0, shipped={**drawn[2], "epochs": 3})
+    assert again == [*drawn[:2], *drawn[3:]]  # what is shipped is not tried twice
 
 
 def test_a_benchmark_tunes_trains_compares_and_is_not_done_twice(toy, tiny_encoder, plan, tmp_path):
