@@ -455,6 +455,7 @@ def test_warnings(tmp_path):
 
 def test_rows_without_odd_things_have_no_warning(tmp_path):
     rows = [a_row(label, seed) for label in "AB" for seed in (1, 2)]
+    rows[0]["test"]["priorentropy"] = 0.6  # of the labels alone, so no row lacks it
     said = report(write_rows(tmp_path / "r.jsonl", rows), tmp_path / "r.html")
     assert (said["warnings"], said["runs"]) == (0, 4)
     assert "Before you compare" not in (tmp_path / "r.html").read_text()

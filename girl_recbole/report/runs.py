@@ -406,7 +406,7 @@ def _other_data(where: tuple[str, str], group: Group) -> Iterator[str]:
 
 
 def _missing_metrics(where: tuple[str, str], group: Group) -> str:
-    every = Counter(name for run in _all(group) for name in run.metrics)
+    every = Counter(name for run in _all(group) for name in run.metrics if name != "priorentropy")  # of labels alone
     total = sum(map(len, group.values()))
     fewer = [f"{name} ({total - count} of {total} rows)" for name, count in every.items() if count < total]
     return f"{_place(where)}: missing metrics, shown as empty cells: {some_of(fewer, 5)}." if fewer else ""
