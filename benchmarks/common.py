@@ -11,10 +11,9 @@ import numpy as np
 import torch
 
 import girl_recbole  # noqa: F401 - makes RecBole ready
-from girl_recbole.comparison import REPLICATES, difference_interval, interval
+from girl_recbole.comparison import difference_interval, interval
 
 __all__ = [
-    "REPLICATES",
     "MemoryPeak",
     "difference_interval",
     "interval",

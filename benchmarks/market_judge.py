@@ -20,8 +20,9 @@ of the sft stage; that of the sft stage's seeker with the nearest CV (TF-IDF); a
 a job of that stage that the seeker is matched with, for those who have one; and for each seeker the best of all jobs of
 that stage by the judge's own word, the most that offering a real job could reach.
 
-Interval of a row: the 95 % t-interval of its mean over seeds. Interval of a difference: 2,000 bootstrap replicates that
-draw seeds and seekers, the same seekers for both generators; with one seed it holds the seekers' error alone.
+Interval of a row: the 95 % t-interval of its mean over seeds. Interval of a difference: over seeds and
+seekers (girl_recbole/comparison.py), the same seekers for both generators; with one seed it holds the seekers' error
+alone.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from common import REPLICATES, difference_interval, interval, nearest_items
+from common import difference_interval, interval, nearest_items
 
 from girl_recbole.atomic import DatasetFiles, atomic_write, read_docs, read_interactions
 from girl_recbole.judge import read_generated_for, unseen_seekers
@@ -113,7 +114,7 @@ def tables(files: DatasetFiles, arguments: argparse.Namespace) -> str:
         cells = [interval([one[column] for one in done], COLUMNS[column]) for column in shown]
         out.append(f"| {name} | {len(done[0]['user'])} | " + " | ".join(cells) + " |")
     if len(runs) > 1:
-        out += ["", f"| difference in p | mean [95 %, {REPLICATES:,} replicates] | seeds above 0 |", "|---|---|---|"]
+        out += ["", "| difference in p | mean [95 %] | seeds above 0 |", "|---|---|---|"]
     for one, two in itertools.combinations(runs, 2):
         mean, low, high, above, seeds = difference(runs[two], runs[one])
         out.append(f"| {two} − {one} | {mean:+.4f} [{low:+.4f}, {high:+.4f}] | {above} of {seeds} |")

@@ -15,8 +15,8 @@ the results file and one file of test scores; a run that is there, of the same c
 the script and start it anew at any time.
 
 Interval of a row: the 95 % t-interval of its mean over seeds. Interval of a difference: both rows are scored on the
-same test pairs of the same seeds, and 2,000 bootstrap replicates draw seeds and, with Poisson(1) weights that all seeds
-share, seekers; so it holds the error of a finite test set too, which seeds alone would leave out.
+same test pairs of the same seeds; girl_recbole/comparison.py has the formula, which holds the spread between seeds and
+the error of a finite test set.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pathlib import Path
 
 import numpy as np
 
-from girl_recbole.comparison import REPLICATES, interval, paired_difference
+from girl_recbole.comparison import interval, paired_difference
 
 ROWS: dict[str, tuple[str, dict]] = {
     "Base MLP": ("GIRLBaseMLP", {}),
@@ -232,7 +232,7 @@ def _tables(arguments, pairs, done: dict[tuple[str, str, int], dict], results: P
         f"at commit {line['state']['code'][:12]} on {line['machine']['cores']} cores of {line['machine']['cpu']}.",
         "",
         f"{len(arguments.seeds)} seeds. A row: mean ± half of its 95 % t-interval over seeds. A difference: mean",
-        f"[95 % interval of {REPLICATES:,} bootstrap replicates over seeds and seekers], same test pairs for both.",
+        "[95 % interval over seeds and seekers (girl_recbole/comparison.py)], same test pairs for both.",
         "The generator of a row is that of its seed: the intervals speak of other generators too."
         if arguments.generators
         else "One generator throughout: no interval speaks of another one.",

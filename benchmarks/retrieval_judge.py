@@ -11,7 +11,7 @@ who have a match there and whom no training stage (sft, reward, rl) saw.
     reward      mean normalised score of the reward model (--reward-model), of all unseen seekers
 
 References: the CV itself as the query, and another seeker's JD (the first generator's, one step down the list).
-Interval: of a difference to the first generator, 2,000 bootstrap replicates over seekers (and seeds).
+Interval: of a difference to the first generator, over seekers and seeds (girl_recbole/comparison.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from common import REPLICATES, difference_interval, interval
+from common import difference_interval, interval
 from market_judge import _scorer
 
 from girl_recbole.atomic import DatasetFiles, atomic_write, read_docs, read_interactions
@@ -105,7 +105,7 @@ def table(files: DatasetFiles, arguments: argparse.Namespace) -> str:
         out.append(f"| {name} | " + " | ".join(cells) + " |")
     first, *others = runs
     if others:
-        out += ["", f"| difference in gain | search | mean [95 %, {REPLICATES:,} replicates] |", "|---|---|---|"]
+        out += ["", "| difference in gain | search | mean [95 %] |", "|---|---|---|"]
     for name in others:
         for search in SEARCHES:
             gaps = [one[search] - two[search] for one, two in zip(runs[name], runs[first], strict=True)]

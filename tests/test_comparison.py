@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from girl_recbole import comparison
 from girl_recbole.comparison import holm, paired_difference
 from girl_recbole.errors import DataError
 
@@ -61,9 +62,43 @@ def test_seeds_that_differ_in_their_training_alone_are_no_effect_either():
     assert rejected <= 15
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_trainings_of_uneven_luck_are_no_effect(seeds):
+    """Each training of either model has a quality of its own, far apart: what counts is the number of seeds."""
+    rejected, draws = 0, 200
+    for draw in range(draws):
+        rng = np.random.default_rng(5000 + draw)
+        test = _run(rng, 0.3, 240)
+        a, b = (
+            [{**test, "probability": rng.normal(0.5, 0.25) * test["label"] + rng.random(240)} for _ in range(seeds)]
+            for _ in range(2)
+        )
+        rejected += paired_difference(a, b, replicates=100).p < 0.05
+    assert rejected <= 18  # 10 expected
+
+
+def test_one_training_has_an_interval_and_no_p():
+    rng = np.random.default_rng(1)
+    good = _run(rng, 0.5)
+    found = paired_difference([good], [{**good, "probability": rng.random(400)}], replicates=200)
+    assert 0 < found.low < found.mean < found.high
+    assert np.isnan(found.p)
+    assert found.seeds == 1
+
+
+def test_replicates_are_those_of_any_block(monkeypatch):
+    rng = np.random.default_rng(1)
+    good = [_run(rng, 0.5) for _ in range(3)]
+    bad = [{**run, "probability": rng.random(400)} for run in good]
+    whole = paired_difference(good, bad, replicates=50)
+    monkeypatch.setattr(comparison, "_WEIGHTS", 4 * 400)
+    assert paired_difference(good, bad, replicates=50) == whole
+
+
 def test_holm_by_hand_and_against_the_definition():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([0.01, np.nan, 0.04]) == pytest.approx([0.02, np.nan, 0.04], nan_ok=True)
     rng = np.random.default_rng(0)
     some = sum(min(holm(rng.random(10))) < 0.05 for _ in range(2000))
     assert some / 2000 == pytest.approx(0.05, abs=0.015)  # at most one false finding in 20 families

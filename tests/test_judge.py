@@ -204,14 +204,14 @@ def test_distinct_2_by_hand():
 
 
 def test_difference_of_known_size():
-    """0.1 for every seeker: no spread; a constant run stands beside each seed of the other."""
+    """The same for every seeker: the interval is that of t over seeds; a constant run stands beside each seed."""
     rng = np.random.default_rng(0)
     users = np.array([f"u{i}" for i in range(50)])
     base = rng.random(50)
     one = [{"user": users, "probability": base + 0.1 * seed} for seed in (1, 2, 3)]
     mean, low, high, above, seeds = market_judge.difference(one, [{"user": users, "probability": base}])
     assert (mean, above, seeds) == (pytest.approx(0.2), 3, 3)
-    assert 0.1 - 1e-9 <= low < 0.2 < high <= 0.3 + 1e-9
+    assert (low, high) == pytest.approx((0.2 - 0.24841, 0.2 + 0.24841), abs=1e-5)  # 4.3027 x 0.1 / sqrt(3)
     assert market_judge.difference(one[:1], [{"user": users, "probability": base}])[1:3] == (
         pytest.approx(0.1), pytest.approx(0.1)
     )  # fmt: skip

@@ -8,6 +8,7 @@ planned comparisons  the same figures for the pairs that a benchmark names befor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -61,8 +62,8 @@ _DIFFERENCE = (
     Column("Seeds above 0", "high"),
 )
 _DIFFERENCE_ABOUT = (
-    "Both rows on the same test pairs of the same seeds: mean over seeds, 95 % bootstrap interval over seeds and "
-    "seekers, p, and p by Holm's correction for all comparisons of a table."
+    "Both rows on the same test pairs of the same seeds: mean over seeds, 95 % interval over seeds and seekers, p, and "
+    "p by Holm's correction for all comparisons of a table. One seed has no p: it cannot tell a model from its training."
 )
 _AXES = {"n_generated": "generated JDs a seeker, n", "train_share": "share of the training pairs"}
 
@@ -163,10 +164,11 @@ def planned(comparisons: Sequence[Mapping[str, Any]]) -> Section:
     for split in distinct(str(one.get("split") or "") for one in comparisons):
         rows, tracks = [], []
         for one in comparisons:
-            values = {key: number(one.get(key)) for key in ("mean", "low", "high", "p", "above", "seeds", "p_holm")}
+            values = {key: number(one.get(key)) for key in ("mean", "low", "high", "above", "seeds")}
             if str(one.get("split") or "") != split or None in values.values():
                 continue
-            corrected, (a, b) = values.pop("p_holm"), (str(one.get("a")), str(one.get("b")))
+            values["p"], corrected = (math.nan if number(one.get(key)) is None else one[key] for key in ("p", "p_holm"))
+            a, b = str(one.get("a")), str(one.get("b"))
             cells, mark, said = _difference(f"{a} − {b}", Difference(**values), corrected)
             rows.append([Cell(a), Cell(b), *cells])
             tracks.append(Track(f"{a} − {b}", [mark], said))
@@ -234,12 +236,13 @@ def _difference(title: str, gap: Difference, corrected: float) -> tuple[list[Cel
     cells = [
         Cell(mean, gap.mean),
         Cell(f"[{low}, {high}]", gap.low),
-        Cell(_p(gap.p), gap.p),
-        Cell(_p(corrected), corrected, best=corrected < 0.05),
+        Cell(_p(gap.p), _known(gap.p)),
+        Cell(_p(corrected), _known(corrected), best=corrected < 0.05),
         Cell(f"{gap.above:.0f} of {gap.seeds:.0f}", gap.above),
     ]
     said = f"{mean} [{low}, {high}]"
-    return cells, Mark(gap.mean, gap.low, gap.high, title=f"{title}: {said}, p {_p(gap.p)}, Holm {_p(corrected)}"), said
+    test = "one seed" if math.isnan(gap.p) else f"p {_p(gap.p)}, Holm {_p(corrected)}"
+    return cells, Mark(gap.mean, gap.low, gap.high, title=f"{title}: {said}, {test}"), said
 
 
 def _differences(caption: str, columns, rows, tracks) -> list[Any]:
@@ -248,7 +251,13 @@ def _differences(caption: str, columns, rows, tracks) -> list[Any]:
     return [Table(caption, columns, rows, notes=[note]), Chart("The same with 95 % intervals", drawn)]
 
 
+def _known(p: float) -> float | None:
+    return None if math.isnan(p) else p
+
+
 def _p(p: float) -> str:
+    if math.isnan(p):
+        return ""
     return f"{p:.3f}" if p >= 0.001 else "<0.001"
 
 
