@@ -12,7 +12,7 @@ evaluate     What is measured beside the metrics (ranking, groups, fairness: eva
 studies      Rows of the table again with one setting varied: the number of generated JDs, the share of the training
              pairs, the pairs of other stages in train.
 comparisons  Differences in AUC on the same test pairs (comparison.py), their p-values corrected together (Holm), a
-             family being the comparisons of one split.
+             family being the comparisons of the table, or of one study, in one split.
 
 Everything is in one folder, ``benchmark/NAME`` where none is named:
 
@@ -39,16 +39,17 @@ from typing import Any
 import numpy as np
 
 from girl_recbole import predictions, results, sft
-from girl_recbole.atomic import DatasetFiles, atomic_write, read_header
+from girl_recbole.atomic import PARTS, DatasetFiles, atomic_write, read_header, read_interactions
 from girl_recbole.comparison import holm, paired_difference
 from girl_recbole.config import load_properties, make_config, properties_file
 from girl_recbole.embed import EmbedConfig, embed
+from girl_recbole.encoder import encoder_folder, encoder_hash
 from girl_recbole.errors import ConfigError, DataError, suggest
 from girl_recbole.generate import generator_folder
 from girl_recbole.jobs import Job, code_hash, name_of, read_lines, run_jobs
-from girl_recbole.manifest import text_hash
+from girl_recbole.manifest import manifest_path, text_hash
 from girl_recbole.plugin import MODELS
-from girl_recbole.splits import SplitConfig, split
+from girl_recbole.splits import SplitConfig, changed_inputs, split
 from girl_recbole.workers import cores
 
 __all__ = ["BenchmarkConfig", "Plan", "benchmark", "compare", "draw_settings", "read_plan"]
@@ -105,7 +106,7 @@ def benchmark(files: DatasetFiles, config: BenchmarkConfig, *, quick: bool = Fal
 
     started = time.monotonic()
     plan = read_plan(config.benchmark, quick=quick, only=config.benchmark_only)
-    plan = _measurable(files, _with_texts(files, plan))
+    plan = _without_warm(files, _measurable(files, _with_texts(files, plan)))
     folder = Path(config.benchmark_folder or Path("benchmark") / files.name)
     folder.mkdir(parents=True, exist_ok=True)
     processes = config.benchmark_jobs or cores()
@@ -114,13 +115,15 @@ def benchmark(files: DatasetFiles, config: BenchmarkConfig, *, quick: bool = Fal
     beyond = any("train_stages" in study["values"] and study["like"] for study in plan.studies.values())
     vectors = {"encoder": config.encoder, "n_generated": _most_samples(files, plan), "embed_all": beyond}
     embed(files, make_config(EmbedConfig, dataset=files.name, overrides=vectors), kinds=_kinds(plan))
-    state = _state(files, plan)
+    state = _state(files, plan, config)
     chosen = _tune(files, plan, config, folder, state, processes)
     jobs = _final_jobs(files, plan, config, folder, chosen)
-    rows = _train(jobs, folder / "runs.jsonl", state, processes)
+    rows = _train(files, jobs, folder / "runs.jsonl", state, processes)
     with atomic_write(folder / "results.jsonl") as file:
         file.writelines(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
     found = compare(rows, plan.compare)
+    for name, study in plan.studies.items():
+        found += compare(rows, study.get("compare", ()), name)
     with atomic_write(folder / "comparisons.json") as file:
         json.dump(results.plain(found), file, indent=1)
     if rows:
@@ -178,6 +181,10 @@ def read_plan(name: str, *, quick: bool = False, only: Sequence[str] = ()) -> Pl
         rows[row.row] = row
     for name in (*only, *left_out):
         _known(name, rows, f"{path}: row")
+    known_studies = (given.get("studies") or {}).values()
+    for pair in itertools.chain(given.get("compare") or [], *(study.get("compare") or [] for study in known_studies)):
+        for one in pair:
+            _known(_row_of(one), rows, f"{path}: compare")
     kept = {name: row for name, row in rows.items() if name not in left_out and (not only or name in only)}
     kept = {row.like: rows[row.like] for row in kept.values() if row.like} | kept  # a control needs what it is like
     plan = Plan(
@@ -228,25 +235,31 @@ def _known(name: str, rows: Mapping[str, Row], where: str) -> str:
 
 
 def _make_splits(files: DatasetFiles, plan: Plan) -> None:
-    """The split files that are missing: NAME.<split>-s<seed>.*.inter."""
+    """The split files that are missing, or were cut from other interactions: NAME.<split>-s<seed>.*.inter."""
     for rule, seed in itertools.product(dict.fromkeys([*plan.splits, plan.tuning_split]), plan.seeds):
-        if not files.split(f"{rule}-s{seed}", "test").exists():
+        name = f"{rule}-s{seed}"
+        if not files.split(name, "test").exists() or changed_inputs(files, name):
             overrides = {"split": rule, "split_seed": seed, "split_suffix": f"s{seed}"}
             split(files, make_config(SplitConfig, dataset=files.name, overrides=overrides))
 
 
 def _make_generator(files: DatasetFiles, plan: Plan) -> None:
     """Fine-tune the generator that FT-LLM starts from, where a row needs it and it is not there."""
-    needed = False
+    for folder in _starts(files, plan):
+        if folder.name == "sft" and not folder.exists():
+            print(f"FT-LLM starts from the fine-tuned generator: girl sft {files.name} (minutes)", flush=True)
+            saved = {"saved_folder": str(folder.parent.parent)}
+            sft.train(files, make_config(sft.SFTConfig, dataset=files.name, preset="generator/tiny", overrides=saved))
+
+
+def _starts(files: DatasetFiles, plan: Plan) -> list[Path]:
+    """The folders of the generators that FT-LLM starts from."""
+    folders = []
     for row in plan.rows:
-        shipped = load_properties(properties_file(f"model/{row.model}.yaml")) if row.model == "FTLLM" else {}
-        settings = {**shipped, **plan.settings, **row.fixed}
+        settings = {**_shipped_with(files, row.model), **plan.settings, **row.fixed} if row.model == "FTLLM" else {}
         if settings.get("ftllm_base") == "generator":
-            folder = generator_folder(settings["saved_folder"], files.name, settings["start_generator"])
-            needed = needed or (settings["start_generator"] == "sft" and not folder.exists())
-    if needed:
-        print(f"FT-LLM starts from the fine-tuned generator: girl sft {files.name} (minutes)", flush=True)
-        sft.train(files, make_config(sft.SFTConfig, dataset=files.name, preset="generator/tiny"))
+            folders.append(generator_folder(settings["saved_folder"], files.name, settings["start_generator"]))
+    return list(dict.fromkeys(folders))
 
 
 def _with_texts(files: DatasetFiles, plan: Plan) -> Plan:
@@ -271,8 +284,21 @@ def _without(plan: Plan, left_out: Sequence[str]) -> Plan:
     studies = {
         name: {**study, "like": [row for row in study["like"] if row in names]} for name, study in plan.studies.items()
     }
-    pairs = [pair for pair in plan.compare if all(name in names for name in pair)]
+    pairs = [pair for pair in plan.compare if all(_row_of(one) in names for one in pair)]
     return replace(plan, rows=kept, compare=pairs, studies=studies)
+
+
+def _row_of(named: str | Mapping[str, Any]) -> str:
+    """The row that one side of a comparison names."""
+    return named if isinstance(named, str) else named["row"]
+
+
+def _label(named: str | Mapping[str, Any]) -> str:
+    """How one side of a comparison is called: the row, and what is varied."""
+    if isinstance(named, str):
+        return named
+    said = {key: ", ".join(value) or "none" if isinstance(value, list) else value for key, value in named.items()}
+    return ", ".join([said.pop("row"), *(f"{key} {value}" for key, value in said.items())])
 
 
 def _most_samples(files: DatasetFiles, plan: Plan) -> int:
@@ -302,6 +328,21 @@ def _measurable(files: DatasetFiles, plan: Plan) -> Plan:
     return replace(plan, evaluate=entries)
 
 
+def _without_warm(files: DatasetFiles, plan: Plan) -> Plan:
+    """The plan without warm where no seeker has two matches: one in train would tell that his test pairs are none."""
+    rules = [*plan.splits, plan.tuning_split]
+    if "warm" not in rules or not files.inter.exists():
+        return plan
+    rows = read_interactions(files.inter)
+    matched = rows[rows["label"] > 0.5].drop_duplicates(["user_id", "item_id"])["user_id"]
+    if matched.duplicated().any():
+        return plan
+    splits = [rule for rule in plan.splits if rule != "warm"] or ["cold"]
+    _log.warning("%s: no seeker has two matches, so that in the split warm a match in train would tell that his test "
+                 "pairs are none; %s is used.", files.name, ", ".join(splits))  # fmt: skip
+    return replace(plan, splits=splits, tuning_split=splits[0] if plan.tuning_split == "warm" else plan.tuning_split)
+
+
 def _kinds(plan: Plan) -> list[str]:
     generators = dict.fromkeys(row.fixed["generator"] for row in plan.rows if "generator" in row.fixed)
     return ["cv", "jd", *(f"gen.{name}" for name in generators)]
@@ -314,12 +355,22 @@ def _samples(files: DatasetFiles, generator: str) -> int:
         return 1 + max((int(line.split("\t", 2)[1]) for line in itertools.islice(file, 64)), default=0)
 
 
-def _state(files: DatasetFiles, plan: Plan) -> str:
-    """A hash of the code and of the data that the plan reads."""
+def _state(files: DatasetFiles, plan: Plan, config: BenchmarkConfig) -> str:
+    """A hash of the code, of the versions of its libraries, of the encoder and of the data that the plan reads."""
+    import recbole
+    import torch
+
     generators = {row.fixed["generator"] for row in plan.rows if "generator" in row.fixed}
-    read = [files.inter, files.udoc, files.idoc, *map(files.gdoc, sorted(generators))]
-    read += [files.path("user"), files.path("item"), files.stage("sft"), files.stage("reward")]
-    return code_hash() + "-" + text_hash(json.dumps(results.file_hashes(read), sort_keys=True))[:16]
+    read = [files.inter, files.udoc, files.idoc, *map(files.gdoc, sorted(generators)), files.oracle]
+    read += [files.path(name) for name in ("user", "item", "swaps", "truth.npz")]
+    read += [files.stage("sft"), files.stage("reward")]
+    for rule, seed in itertools.product(dict.fromkeys([*plan.splits, plan.tuning_split]), plan.seeds):
+        read += [files.split(f"{rule}-s{seed}", part) for part in PARTS]
+    if any(row.model == "FTLLM" for row in plan.rows):
+        read += [manifest_path(folder) for folder in _starts(files, plan)]
+    encoder = encoder_hash(encoder_folder(config.encoder))
+    depends_on = [recbole.__version__, torch.__version__, encoder, results.file_hashes(read)]
+    return code_hash() + "-" + text_hash(json.dumps(depends_on, sort_keys=True))[:16]
 
 
 # ------------------------------------------------------------------------------------------------------------- the runs
@@ -334,7 +385,7 @@ def _tune(files, plan: Plan, config: BenchmarkConfig, folder: Path, state: str, 
     jobs = [
         Job(
             {"row": row.row, "split": rule, "seed": seed, "settings": settings, **_told(row, plan)},
-            row.model, files.name, {**common, **_labelled(row), **row.fixed, **settings}, read_test=False,
+            row.model, files.name, {**_labelled(row), **common, **row.fixed, **settings}, read_test=False,
         )
         for row in tried if len(drawn[row.row]) > 1 for settings in drawn[row.row]
     ]  # fmt: skip
@@ -380,14 +431,13 @@ def _final_jobs(files, plan: Plan, config: BenchmarkConfig, folder: Path, chosen
     return sorted(jobs, key=lambda job: -job.more["tuning"]["seconds"])  # long ones first, so that no core waits
 
 
-def _train(jobs: Sequence[Job], path: Path, state: str, processes: int) -> list[dict]:
-    """The rows of ``jobs``. A study's job whose value is the shipped one is a job of the table: its row is copied."""
-    shipped = load_properties(properties_file("overall.yaml"))
+def _train(files, jobs: Sequence[Job], path: Path, state: str, processes: int) -> list[dict]:
+    """The rows of ``jobs``. A study's job whose value is that of the table is a job of the table: its row is copied."""
     of_table = {_run_of(job): job for job in jobs if job.more["study"] == "table"}
     copies = [
         (job, of_table[_run_of(job)]) for job in jobs
         if job.more["study"] != "table" and _run_of(job) in of_table
-        and all(value == shipped[key] for key, value in job.more["varied"].items())
+        and _has(files, of_table[_run_of(job)], job.more["varied"])
     ]  # fmt: skip
     names = {id(job) for job, _ in copies}
     done = run_jobs([job for job in jobs if id(job) not in names], path, state, processes, _say("trained"))
@@ -395,6 +445,12 @@ def _train(jobs: Sequence[Job], path: Path, state: str, processes: int) -> list[
         if name_of(same.key) in done:
             done[name_of(job.key)] = {**done[name_of(same.key)], "job": dict(job.key), **job.more}
     return list(done.values())
+
+
+def _has(files: DatasetFiles, job: Job, settings: Mapping[str, Any]) -> bool:
+    """Whether ``job`` runs with ``settings``, its own or the shipped ones."""
+    known = {**load_properties(properties_file("overall.yaml")), **_shipped_with(files, job.model), **job.overrides}
+    return all(key in known and known[key] == value for key, value in settings.items())
 
 
 def _run_of(job: Job) -> tuple[str, str, int]:
@@ -407,7 +463,7 @@ def _final(files, plan, config, folder, chosen, row: Row, study: str, varied: di
     closer = _closer(plan, row, seed) if study == "table" else {}
     key |= {"evaluate": closer} if closer else {}
     overrides = {
-        **_common(files, plan, config, folder, rule, seed), **_labelled(row), **row.fixed, **key["settings"],
+        **_labelled(row), **_common(files, plan, config, folder, rule, seed), **row.fixed, **key["settings"],
         **varied, **closer, "predictions_folder": str(folder / "predictions"),
     }  # fmt: skip
     more = {"row": row.row, "study": study, "varied": varied, "kind": row.kind, "tuning": chosen[row.row]}
@@ -432,9 +488,13 @@ def _common(files, plan: Plan, config: BenchmarkConfig, folder: Path, rule: str,
 
 def _shipped(files: DatasetFiles, row: Row, plan: Plan) -> dict[str, Any]:
     """The settings of a row to which nothing drawn is added, of those that have shipped values."""
-    paths = [properties_file(f"model/{row.model}.yaml"), properties_file(f"dataset/{files.name}.yaml")]
-    given = [load_properties(path) for path in paths if path.exists()]
-    return {key: value for layer in (*given, plan.settings, row.fixed) for key, value in layer.items()}
+    return {**_shipped_with(files, row.model), **plan.settings, **row.fixed}
+
+
+def _shipped_with(files: DatasetFiles, model: str) -> dict[str, Any]:
+    """The settings that ship with the model and the dataset."""
+    paths = [properties_file(f"model/{model}.yaml"), properties_file(f"dataset/{files.name}.yaml")]
+    return {key: value for path in paths if path.exists() for key, value in load_properties(path).items()}
 
 
 def _labelled(row: Row) -> dict[str, Any]:
@@ -463,15 +523,19 @@ def _say(verb: str):
 # ------------------------------------------------------------------------------------------------------ the comparisons
 
 
-def compare(rows: Sequence[Mapping[str, Any]], pairs: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
-    """For each split and pair (a, b) of rows of the table: the difference in test AUC, its interval, p, and Holm's p.
+def compare(
+    rows: Sequence[Mapping[str, Any]], pairs: Sequence[Sequence[str | Mapping[str, Any]]], study: str = "table"
+) -> list[dict[str, Any]]:
+    """For each split and pair (a, b): the difference in test AUC, its interval, p, and Holm's p.
 
-    Seeds that only one of the two has are left out. The family of Holm's correction is the pairs of one split.
+    a, b: a row of the table by its name, or one of a study as ``{"row": name, key: value}``. Seeds that only one of the
+    two has are left out. The family of Holm's correction is ``pairs`` in one split.
     """
     kept: dict[tuple[str, str], dict[int, dict]] = {}
     for row in rows:
-        if row["study"] == "table" and row.get("predictions"):
-            kept.setdefault((row["job"]["split"], row["row"]), {})[row["seed"]] = row
+        if row.get("predictions"):
+            label = row["row"] if row["study"] == "table" else _label({"row": row["row"], **row["varied"]})
+            kept.setdefault((row["job"]["split"], label), {})[row["seed"]] = row
     loaded: dict[str, dict] = {}
 
     def test(row: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -483,7 +547,7 @@ def compare(rows: Sequence[Mapping[str, Any]], pairs: Sequence[Sequence[str]]) -
     found = []
     for rule in dict.fromkeys(key[0] for key in kept):
         family = []
-        for a, b in pairs:
+        for a, b in ((_label(one), _label(two)) for one, two in pairs):
             one, two = kept.get((rule, a), {}), kept.get((rule, b), {})
             seeds = [seed for seed in one if seed in two]
             if seeds:
@@ -492,7 +556,7 @@ def compare(rows: Sequence[Mapping[str, Any]], pairs: Sequence[Sequence[str]]) -
                 except DataError as error:
                     _log.warning("%s: %s is not compared with %s: %s", rule, a, b, error)
                     continue
-                family.append({"split": rule, "a": a, "b": b, **asdict(gap)})
+                family.append({"study": study, "split": rule, "a": a, "b": b, **asdict(gap)})
         for entry, corrected in zip(family, holm([entry["p"] for entry in family]), strict=True):
             found.append({**entry, "p_holm": corrected})
     return found

@@ -204,9 +204,14 @@ def _known(train, valid) -> tuple[np.ndarray, np.ndarray]:
     """Internal ids of the pairs of train and valid."""
     parts = [loader._dataset for loader in (train, valid) if loader is not None]
     return tuple(
-        np.concatenate([part.inter_feat[getattr(part, field)].numpy() for part in parts])
+        np.concatenate([_all_pairs(part)[getattr(part, field)].numpy() for part in parts])
         for field in ("uid_field", "iid_field")
     )
+
+
+def _all_pairs(part):
+    """The pairs of a part, with those that the model does not learn from (trainer.drop_mismatched)."""
+    return getattr(part, "labelled_feat", part.inter_feat)
 
 
 # ------------------------------------------------------------------------------------------------------------- ranking
@@ -380,7 +385,7 @@ def _members(by: str, cuts, files: DatasetFiles, train, users: Sequence[str]) ->
     if by == "history":
         data = train._dataset
         ids = [data.field2token_id[data.uid_field][user] for user in users]
-        pairs = np.bincount(data.inter_feat[data.uid_field].numpy(), minlength=data.user_num)[ids]
+        pairs = np.bincount(_all_pairs(data)[data.uid_field].numpy(), minlength=data.user_num)[ids]
         names = ["cold", "few", "many"] if len(cuts) == 2 and cuts[0] == 1 else _band_names(cuts)
         return names, np.digitize(pairs, cuts)
     table = read_table(files.path("user"), required=("user_id", by)).drop_duplicates("user_id").set_index("user_id")[by]

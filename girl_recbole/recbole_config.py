@@ -261,6 +261,8 @@ def _check_made_from(files: DatasetFiles, split: str, command: str) -> None:
     """Raise ``DataError`` when ``girl split`` made the parts from another NAME.inter; a user's own pass."""
     manifest = read_manifest(files.split(split, "train")) or {}
     source = manifest.get("inputs", {}).get(files.inter.name)
+    seed = manifest.get("config", {}).get("split_seed")
+    command += f" --split_seed={seed}" if seed is not None else ""
     if source and files.inter.exists() and cached_file_hash(files.inter) != source:
         raise DataError(
             f"{files.inter}: changed since the parts of split: {split} were made from it, so they are stale. "

@@ -377,6 +377,14 @@ def _data_files(config) -> list[Path]:
     paths += [files.path("user"), files.path("item"), files.oracle]
     if config["model"] in MODELS:
         paths += [files.udoc, files.idoc, files.gdoc(config["generator"])]
+        paths += [files.stage(stage) for stage in config["train_stages"] or ()]
+    if config["model"] == "FTLLM" and config["ftllm_base"] == "generator":
+        from girl_recbole.generate import generator_folder
+        from girl_recbole.manifest import manifest_path
+
+        paths.append(manifest_path(generator_folder(config["saved_folder"], files.name, config["start_generator"])))
+    if config["fairness_swaps"]:
+        paths.append(files.path("swaps"))
     return paths
 
 

@@ -35,6 +35,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -49,9 +50,9 @@ from girl_recbole.atomic import (
     write_table,
 )
 from girl_recbole.errors import ConfigError, DataError, some_of
-from girl_recbole.manifest import manifest_path, write_manifest
+from girl_recbole.manifest import cached_file_hash, manifest_path, read_manifest, write_manifest
 
-__all__ = ["SplitConfig", "cold_parts", "overlaps", "split", "warm_parts"]
+__all__ = ["SplitConfig", "changed_inputs", "cold_parts", "overlaps", "split", "warm_parts"]
 
 _log = logging.getLogger(__name__)
 _TRAIN, _VALID, _TEST, _DROPPED, _DROPPED_KNOWN = 0, 1, 2, -1, -2
@@ -130,6 +131,13 @@ def split(files: DatasetFiles, config: SplitConfig) -> dict:
             report=report,
         )
     return report
+
+
+def changed_inputs(files: DatasetFiles, name: str) -> list[str]:
+    """The files that the split ``name`` was cut from and that are not as they were; [] where it has no manifest."""
+    recorded = (read_manifest(files.split(name, "test")) or {}).get("inputs", {})
+    paths = {input_name: files.folder / Path(input_name).name for input_name in recorded}
+    return [key for key, path in paths.items() if not path.is_file() or cached_file_hash(path) != recorded[key]]
 
 
 # ------------------------------------------------------------------------------------------------------------ rules

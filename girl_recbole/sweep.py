@@ -48,6 +48,7 @@ _NOT_SEARCHED = ("seed", "split", "model", "dataset", "data_path", "results_file
                  "metrics", "eval_args", "predictions_folder")  # fmt: skip
 _WITHOUT_EFFECT = ("results_file", "checkpoint_dir", "predictions_folder", "data_path", "show_progress", "state",
                    "device", "tensorboard", "log_wandb", "seed")  # fmt: skip
+_NAMES_FILES = ("generator", "train_stages", "ftllm_base", "start_generator")
 _QUIET = {"show_progress": False, "state": "error", "tensorboard": False}
 
 
@@ -221,7 +222,7 @@ def _plan(model, dataset, split, space, how, seed, fixed, data_path) -> _Plan:
     depends_on = {
         "code": _code_hash(model),
         "versions": _versions(),
-        "data": results.file_hashes(run._data_files(config)),
+        "data": results.file_hashes(_data_files(config, space)),
         "config": {key: value for key, value in settings.items() if key not in space},
         "space": {key: [parameter.kind, parameter.values] for key, parameter in space.items()},
         "search": how,
@@ -300,6 +301,20 @@ def _effective(config) -> dict[str, Any]:
         for key, value in config.final_config_dict.items()
         if key not in others and key not in _WITHOUT_EFFECT
     }
+
+
+def _data_files(config, space: Mapping[str, Parameter]) -> list[Path]:
+    """The files that a run reads, with any of the searched values of the keys that name files."""
+    from girl_recbole.run import _data_files
+
+    paths = dict.fromkeys(_data_files(config))
+    for key in _NAMES_FILES:
+        shipped = config[key]
+        for number in range(space[key].size() if key in space else 0):
+            config[key] = space[key].at(number)
+            paths |= dict.fromkeys(_data_files(config))
+        config[key] = shipped
+    return list(paths)
 
 
 def _versions() -> list[str]:

@@ -171,6 +171,7 @@ def validation_logits(model, data, config) -> tuple[np.ndarray, np.ndarray]:
 def drop_mismatched(config, parts: Sequence) -> None:
     """Take mismatched pairs (label 0) out of the parts in which a model of RecBole's would count them as matches.
 
+    The part keeps all its pairs as ``labelled_feat``, for what must not depend on the model (evaluation.py).
     Those are a valid or test part that is ranked, and train for every model that does not learn from labels (it samples
     its negatives, or takes each pair for a match). Our models' data set has its own rule (dataset.py).
     """
@@ -189,6 +190,7 @@ def drop_mismatched(config, parts: Sequence) -> None:
         matched = (part.inter_feat[label] > 0.5).numpy()
         if not matched.all():
             dropped.append(f"{(~matched).sum()} of {len(matched)} in {name}")
+            part.labelled_feat = part.inter_feat
             part.inter_feat = part.inter_feat[np.flatnonzero(matched)]
     if dropped:
         _log.info("%s: mismatched pairs are no matches for %s, left out: %s.", config["dataset"], config["model"],

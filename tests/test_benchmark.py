@@ -49,7 +49,6 @@ def test_the_shipped_plan_names_models_and_keys_that_exist():
     for row in plan.rows:
         check_model(row.model)
         check_known({**row.fixed, **row.space}, row.row, [row.model])
-    assert all(a in names and b in names for a, b in plan.compare)
     assert {name for study in plan.studies.values() for name in study["like"]} <= set(names)
     quick = read_plan("table", quick=True)
     assert len(quick.seeds) < len(plan.seeds)
@@ -61,6 +60,9 @@ def test_only_some_rows_and_what_they_are_like(plan):
     assert read_plan(str(plan), only=["base", "girl"]).compare == [["girl", "base"]]
     with pytest.raises(ConfigError, match="no row 'gril' - did you mean 'girl'"):
         read_plan(str(plan), only=["gril"])
+    plan.write_text(PLAN.replace("[girl, zeros]]", "[girl, zeroes]]"))
+    with pytest.raises(ConfigError, match="compare: no row 'zeroes' - did you mean 'zeros'"):
+        read_plan(str(plan))
     plan.write_text(PLAN.replace("space:", "sapce:"))
     with pytest.raises(ConfigError, match="row 'base': unknown key 'sapce' - did you mean 'space'"):
         read_plan(str(plan))
@@ -166,6 +168,78 @@ def test_comparisons_find_what_was_planted_and_correct_together(tmp_path):
     assert found[0]["p_holm"] == pytest.approx(2 * found[0]["p"])
     assert found[0]["p_holm"] < 0.01
     assert found[1]["p_holm"] > 0.05
+
+
+def test_rows_of_studies_are_compared_by_what_is_varied(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = []
+    for seed in (1, 2, 3):
+        label = rng.random(400) < 0.4
+        for name, study, varied, quality in (
+            ("girl", "table", {}, 0.0), ("girl", "number", {"n": 8}, 0.5), ("base", "stages", {"s": ["a", "b"]}, 0.1),
+        ):  # fmt: skip
+            row = _row(tmp_path, f"{study}", seed, quality * label + rng.random(400), label, study)
+            rows.append({**row, "row": name, "varied": varied})
+    pairs = [[{"row": "girl", "n": 8}, "girl"], [{"row": "girl", "n": 8}, {"row": "base", "s": ["a", "b"]}]]
+    found = compare(rows, [*pairs, [{"row": "girl", "n": 9}, "girl"]], "number")
+    assert [(entry["study"], entry["a"], entry["b"]) for entry in found] == [
+        ("number", "girl, n 8", "girl"), ("number", "girl, n 8", "base, s a, b"),
+    ]  # fmt: skip
+    assert found[0]["low"] > 0.1
+    assert found[0]["mean"] > found[1]["mean"]
+
+
+def test_what_numbers_depend_on(toy, tiny_encoder, plan, tmp_path):
+    """Another encoder, other interactions, another split: nothing of before counts; a split of before is cut anew."""
+    from girl_recbole.atomic import read_interactions, write_interactions
+    from girl_recbole.benchmark import _make_splits, _state
+
+    def state(encoder):
+        read = read_plan(str(plan))
+        _make_splits(toy, read)
+        return _state(toy, read, _config(plan, tmp_path, encoder))
+
+    states = [state(tiny_encoder), state("minilm")]
+    assert states[0] == state(tiny_encoder)
+    split = toy.split("cold-s1", "test").read_text()
+    write_interactions(toy.inter, read_interactions(toy.inter).iloc[::2])
+    states.append(state(tiny_encoder))
+    assert toy.split("cold-s1", "test").read_text() != split
+    toy.split("cold-s2", "train").write_text(toy.split("cold-s2", "train").read_text() + "u1\ti1\t1\n")
+    states.append(state(tiny_encoder))
+    assert len(set(states)) == 4
+
+
+def test_a_plans_settings_are_every_rows_and_no_row_is_a_mislabelled_copy(toy, plan, tmp_path):
+    from girl_recbole.benchmark import _final_jobs, _has
+
+    plan.write_text(PLAN.replace("epochs: 2", "epochs: 2, n_generated: 2, stopping_step: 1")
+                    .replace("rows:", "rows:\n  - {row: ids, model: NeuMF}"))  # fmt: skip
+    read, chosen = read_plan(str(plan)), {"trials": 1, "space": {}, "best": {}, "seconds": 0}
+    jobs = _final_jobs(toy, read, _config(plan, tmp_path, "minilm"), tmp_path, {row.row: chosen for row in read.rows})
+    ids = next(job for job in jobs if job.key["row"] == "ids")
+    assert (ids.overrides["epochs"], ids.overrides["stopping_step"]) == (2, 1)
+    assert ids.overrides["valid_metric"] == "AUC"  # of our NeuMF.yaml
+    girl = next(job for job in jobs if job.key["row"] == "girl" and job.more["study"] == "table")
+    assert _has(toy, girl, {"n_generated": 2})
+    assert not _has(toy, girl, {"n_generated": 1})
+
+
+def test_warm_is_left_out_where_no_seeker_has_two_matches(toy, plan, caplog):
+    from girl_recbole.atomic import read_interactions, write_interactions
+    from girl_recbole.benchmark import _without_warm
+
+    plan.write_text(
+        PLAN.replace("splits: [cold]", "splits: [warm, cold]").replace("tuning_split: cold", "tuning_split: warm")
+    )
+    read = read_plan(str(plan))
+    assert _without_warm(toy, read) == read
+    rows = read_interactions(toy.inter)
+    once = rows[(rows["label"] == 0) | ~rows.duplicated(["user_id", "label"])]
+    write_interactions(toy.inter, once)
+    found = _without_warm(toy, read)
+    assert (found.splits, found.tuning_split) == (["cold"], "cold")
+    assert "no seeker has two matches" in caplog.text
 
 
 def test_jobs_of_one_key_and_lines_that_are_no_json(tmp_path, caplog):

@@ -83,6 +83,8 @@ def test_the_same_ranks_as_recboles_full_ranking(mixed, tiny_encoder, model):
     how |= {"load_col": {"inter": ["user_id", "item_id", "label"]}}
     config, (train, valid, test), net = made(mixed, tiny_encoder, model, **how, rank_seekers=10**6, rank_topk=[5, 40])
     theirs = get_trainer(config["MODEL_TYPE"], config["model"])(config, net).evaluate(test, load_best_model=False)
+    for part in (train, valid):  # RecBole leaves out the matched ones alone, which are all that it keeps of its models
+        vars(part._dataset).pop("labelled_feat", None)
     found = evaluate(net, config, train, test, valid)["ranking"]["jobs_for_seekers"]
     for ours, name in (("recall@5", "recall@5"), ("recall@40", "recall@40"), ("ndcg@5", "ndcg@5"), ("hit@5", "hit@5"),
                        ("ndcg@40", "ndcg@40"), ("mrr", "mrr@40"), ("map", "map@40")):  # fmt: skip
@@ -446,6 +448,24 @@ def test_texts_that_are_the_cv_itself_are_refused(toy, tiny_encoder):
         fair(toy, tiny_encoder, Reader)
     with pytest.raises(ConfigError, match=r"colour cannot be swapped in toy; known: trade"):
         fair(toy, tiny_encoder, Reader, fairness_swaps=["colour"])
+
+
+def test_the_candidates_do_not_depend_on_what_a_model_learns_from(mixed, tiny_encoder):
+    """LightGCN with sampled negatives learns from matches alone; its lists leave the same pairs out as any other's."""
+    from girl_recbole.evaluation import _known, _members
+
+    pairs, groups = [], []
+    for model, sampled in (("NeuMF", None), ("LightGCN", {"distribution": "uniform", "sample_num": 1})):
+        how = {"load_col": {"inter": ["user_id", "item_id", "label"]}, "eval_args": LABELLED, **OFF}
+        how |= {"metrics": ["AUC"], "valid_metric": "AUC", "train_neg_sample_args": sampled}
+        _, (train, valid, _) = prepare(mixed, tiny_encoder, model, **how)
+        data = train._dataset
+        users, items = _known(train, valid)
+        pairs.append(sorted(zip(data.id2token("user_id", users), data.id2token("item_id", items), strict=True)))
+        everyone = sorted(set(read_docs(mixed.udoc)) & set(data.field2token_id["user_id"]))
+        groups.append(_members("history", (1, 5), mixed, train, everyone)[1].tolist())
+    assert pairs[0] == pairs[1]
+    assert groups[0] == groups[1]
 
 
 def test_a_model_of_ids_cannot_change(toy, tiny_encoder):

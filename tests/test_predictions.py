@@ -51,6 +51,9 @@ def test_scores_of_any_size_and_probabilities_are_both_calibrated():
         valid, test = predictions.calibrated(given[:10_000], labels[:10_000], given[10_000:])
         assert np.abs(valid - expit(truth[:10_000])).max() < 0.05
         assert np.abs(test - expit(truth[10_000:])).max() < 0.05
+    changed = predictions.calibrated(expit(truth[:900]), labels[:900], np.array([0.2, 0.9, 1.01]))[1]
+    alone = predictions.calibrated(expit(truth[:900]), labels[:900], np.array([0.2, 0.9]))[1]
+    assert changed[:2] == pytest.approx(alone)  # validation alone decides how scores are read
     one_class = predictions.calibrated(truth[:100], np.ones(100), truth[100:102])
     assert one_class[1] == pytest.approx([101 / 102] * 2)
 

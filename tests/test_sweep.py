@@ -525,6 +525,22 @@ def test_what_numbers_depend_on(market, monkeypatch):
     assert len({same, *changed}) == 7
 
 
+def test_all_searched_files_count(market):
+    """Of a searched generator every value's JDs, of searched stages every stage's pairs."""
+
+    def hashed(space):
+        return sweeps._plan("BIGRec", "tiny", "warm", parse_space(space), "grid", 1, LABELED, "dataset").depends_on
+
+    for space, path in (
+        ({"generator": ["sft", "ppo"]}, market.gdoc("ppo")),
+        ({"train_stages": [[], ["reward"]]}, market.stage("reward")),
+    ):
+        path.write_text("a")
+        before = hashed(space)
+        path.write_text("b")
+        assert hashed(space) != before
+
+
 def test_code_that_a_run_can_import(tmp_path, monkeypatch):
     found = set()
     monkeypatch.setattr(sweeps, "_source", lambda module, real=sweeps._source: found.add(real(module)) or real(module))

@@ -22,6 +22,7 @@ from girl_recbole.report.parts import (
     ONE_SEED,
     ROW,
     SEEDS,
+    STUDIES,
     Block,
     Section,
     best_labels,
@@ -63,7 +64,7 @@ _DIFFERENCE = (
 )
 _DIFFERENCE_ABOUT = (
     "Both rows on the same test pairs of the same seeds: mean over seeds, 95 % interval over seeds and seekers, p, and "
-    "p by Holm's correction for all comparisons of a table. One seed has no p: it cannot tell a model from its training."
+    "p by Holm's correction for all comparisons of a table. One seed has no p, as it cannot tell a model from luck."
 )
 _AXES = {"n_generated": "generated JDs a seeker, n", "train_share": "share of the training pairs"}
 
@@ -161,11 +162,16 @@ def _reference(group: Group, reference: str) -> list[dict[str, float]]:
 def planned(comparisons: Sequence[Mapping[str, Any]]) -> Section:
     """The comparisons that a benchmark names beforehand; their corrected p-values are in the file."""
     blocks: list[Any] = []
-    for split in distinct(str(one.get("split") or "") for one in comparisons):
+    for study, split in distinct(
+        (str(one.get("study") or "table"), str(one.get("split") or "")) for one in comparisons
+    ):
         rows, tracks = [], []
+        where = split if study == "table" else f"{split}, {STUDIES.get(study, study).lower()}"
         for one in comparisons:
             values = {key: number(one.get(key)) for key in ("mean", "low", "high", "above", "seeds")}
-            if str(one.get("split") or "") != split or None in values.values():
+            if (str(one.get("study") or "table"), str(one.get("split") or "")) != (study, split):
+                continue
+            if None in values.values():
                 continue
             values["p"], corrected = (math.nan if number(one.get(key)) is None else one[key] for key in ("p", "p_holm"))
             a, b = str(one.get("a")), str(one.get("b"))
@@ -175,8 +181,8 @@ def planned(comparisons: Sequence[Mapping[str, Any]]) -> Section:
         if rows:
             columns = [ROW, Column("compared with", text=True), *_DIFFERENCE]
             blocks += [
-                Block("head", split),
-                *_differences(f"Planned differences in AUC, {split}", columns, rows, tracks),
+                Block("head", where),
+                *_differences(f"Planned differences in AUC, {where}", columns, rows, tracks),
             ]
     about = f"Comparisons that the benchmark names before any result is there. {_DIFFERENCE_ABOUT}"
     return Section("planned", "Planned comparisons", blocks or [Block("text", "The file names no comparison.")], about)
