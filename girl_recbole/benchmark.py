@@ -394,6 +394,14 @@ def _tune(files, plan: Plan, config: BenchmarkConfig, folder: Path, state: str, 
     for row in tried:
         trials = [line for line in done if line["job"]["row"] == row.row]
         best = max(trials, key=_validated, default=None)
+        if len(trials) < len(drawn[row.row]) > 1:
+            _log.warning(
+                "%s: %d of %d settings failed; %s.",
+                row.row,
+                len(drawn[row.row]) - len(trials),
+                len(drawn[row.row]),
+                "the best of the others is used" if best else "the shipped ones are used",
+            )
         chosen[row.row] = {
             "trials": len(trials),
             "space": row.space,
