@@ -49,6 +49,7 @@ from girl_recbole.generate import generator_folder
 from girl_recbole.jobs import Job, code_hash, name_of, read_lines, run_jobs
 from girl_recbole.manifest import manifest_path, text_hash
 from girl_recbole.plugin import MODELS
+from girl_recbole.recbole_config import check_known, check_model
 from girl_recbole.splits import SplitConfig, changed_inputs, split
 from girl_recbole.workers import cores
 
@@ -158,10 +159,8 @@ def read_plan(name: str, *, quick: bool = False, only: Sequence[str] = ()) -> Pl
     path = properties_file(f"benchmark/{name}.yaml")
     path = path if path.exists() else Path(name)
     given = load_properties(path)
-    _check_keys(given, _PLAN, str(path))
-    for entry in given.get("evaluate") or ():
-        _check_keys(entry, _EVALUATE, f"{path}: evaluate")
-    short = given.pop("quick", {}) if quick else {}
+    _check_plan(given, path)
+    short = given.pop("quick", None) or {} if quick else {}
     left_out, studies = short.pop("leave_out", []), short.pop("studies", None)
     given |= short
     rows: dict[str, Row] = {}
@@ -181,7 +180,16 @@ def read_plan(name: str, *, quick: bool = False, only: Sequence[str] = ()) -> Pl
         rows[row.row] = row
     for name in (*only, *left_out):
         _known(name, rows, f"{path}: row")
+    if not rows:
+        raise ConfigError(f"{path}: no rows; at least one is required.")
     known_studies = (given.get("studies") or {}).values()
+    named = [name for study in known_studies for name in study["like"]]
+    named += [name for entry in given.get("evaluate") or () for name in entry["rows"]]
+    for name in [*named, *([given["reference"]] if given.get("reference") else [])]:
+        _known(name, rows, f"{path}: a row that is named")
+    for row in rows.values():
+        check_model(row.model)
+        check_known({**row.fixed, **row.space}, f"{path}: row {row.row!r}", [row.model])
     for pair in itertools.chain(given.get("compare") or [], *(study.get("compare") or [] for study in known_studies)):
         for one in pair:
             _known(_row_of(one), rows, f"{path}: compare")
@@ -204,6 +212,25 @@ def read_plan(name: str, *, quick: bool = False, only: Sequence[str] = ()) -> Pl
     return _without(plan, [name for name in rows if name not in kept])
 
 
+def _check_plan(given: Mapping[str, Any], path: Path) -> None:
+    """Raise ``ConfigError`` for keys that are unknown or missing, and for values of another kind."""
+    _check_keys(given, _PLAN, str(path))
+    _check_keys(given.get("quick") or {}, (*_PLAN, "leave_out"), f"{path}: quick")
+    required = {"splits": list, "seeds": list, "trials": int, "tuning_split": str, "rows": list}
+    for key, kind in required.items():
+        for where in (given, given.get("quick") or {}):
+            if not isinstance(where.get(key, given.get(key)), kind):
+                raise ConfigError(f"{path}: {key}: {where.get(key)!r}; a {kind.__name__} is required.")
+    for seeds in (given["seeds"], (given.get("quick") or {}).get("seeds", [])):
+        if len(set(map(str, seeds))) < len(seeds) or not all(isinstance(seed, int) for seed in seeds):
+            raise ConfigError(f"{path}: seeds: {seeds}; different whole numbers are required.")
+    for entry in given.get("evaluate") or ():
+        _check_keys(entry, _EVALUATE, f"{path}: evaluate")
+    for entry in given["rows"]:
+        if not isinstance(entry, dict) or "row" not in entry or not {"model", "like"} & {*entry}:
+            raise ConfigError(f"{path}: rows: {entry!r}; a name (row) and a model, or like, are required.")
+
+
 def draw_settings(
     space: Mapping[str, Sequence[Any]], trials: int, seed: int, shipped: Mapping[str, Any] | None = None
 ) -> list[dict[str, Any]]:
@@ -222,12 +249,14 @@ def draw_settings(
 def _check_keys(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
     for key in given:
         if key not in known:
-            raise ConfigError(f"{where}: unknown key {key!r}{suggest(key, known) or '; known: ' + ', '.join(known)}.")
+            raise ConfigError(
+                f"{where}: unknown key {key!r}{suggest(key, known) or '; known: ' + ', '.join(known) + '.'}"
+            )
 
 
 def _known(name: str, rows: Mapping[str, Row], where: str) -> str:
     if name not in rows:
-        raise ConfigError(f"{where}: no row {name!r}{suggest(name, rows) or '; rows: ' + ', '.join(rows)}.")
+        raise ConfigError(f"{where}: no row {name!r}{suggest(name, rows) or '; rows: ' + ', '.join(rows) + '.'}")
     return name
 
 

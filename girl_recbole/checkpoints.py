@@ -7,6 +7,7 @@ model is made with the seed of its training, which decides what is drawn there (
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,11 @@ def load_trained(
 
     if not Path(checkpoint).is_file():
         raise DataError(f"{checkpoint}: no such checkpoint. Train one with `run_recbole --dataset={files.name}`.")
-    state = load_checkpoint(checkpoint, map_location="cpu")
+    try:
+        state = load_checkpoint(checkpoint, map_location="cpu")
+    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as error:
+        said = str(error).partition("\n")[0][:200]
+        raise DataError(f"{checkpoint}: cannot be read as a checkpoint of run_recbole ({said}).") from None
     config = state.get("config") if isinstance(state, dict) else None
     if config is None or "state_dict" not in state:
         raise DataError(f"{checkpoint}: no checkpoint of run_recbole.")

@@ -493,9 +493,11 @@ def _files(name: str, data_path: Path, new: bool = False) -> DatasetFiles:
 
 def _show(report: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 240  # a file has no edge that would cut numbers
     table = Table(show_header=False, box=None, pad_edge=False)
     lists = []
     for key, value in _flat(report):
@@ -506,7 +508,13 @@ def _show(report: dict[str, Any]) -> None:
     console.print(table)
     for key, entries in lists:
         columns = list(dict.fromkeys(name for entry in entries for name in entry))
-        table = Table(*columns, title=key, title_justify="left", box=None, pad_edge=False)
+        table = Table(
+            *(Column(name, overflow="fold") for name in columns),
+            title=key,
+            title_justify="left",
+            box=None,
+            pad_edge=False,
+        )
         for entry in entries:
             table.add_row(*(_said(entry.get(name, "")) for name in columns))
         console.print(table)

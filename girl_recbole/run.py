@@ -10,8 +10,8 @@ appends to ``results_file``) one row of plain JSON values:
     (auc and logloss, or null), curve {train_loss: [mean of a batch, by epoch], valid: [[epoch, valid_metric], ...]},
     predictions (a file, predictions.py, where predictions_folder names a folder; else null),
     ranking, groups, fairness (evaluation.py, what rank_seekers, rank_jobs, group_by, fairness_swaps ask for; or null),
-    parameters (trained numbers), time_s {load, train, evaluate}, peak_memory_mb (of the process so far), machine,
-    nproc, checkpoint
+    parameters (trained numbers), time_s {load, train, evaluate}, peak_memory_mb (of this run on Linux, else of the
+    process so far), machine, nproc, checkpoint
 
 With ``nproc`` > 1 the work is spawned as RecBole does it, one rank a process; what that means for metrics is said in
 trainer.py.
@@ -132,6 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run_all(arguments: Sequence[str] | None, rows: list[dict[str, Any]]) -> None:
     """Check everything that the command line says, then train its models one by one into ``rows``."""
+    from girl_recbole import results
+
     options, rest = _parser().parse_known_args(arguments)
     overrides = parse_overrides(rest)
     models = [options.model, *(name.strip() for name in options.compare.split(",") if name.strip())]
@@ -153,6 +155,7 @@ def _run_all(arguments: Sequence[str] | None, rows: list[dict[str, Any]]) -> Non
         for model, alike in zip(models[1:], settings[1:], strict=True):
             _config(model, dataset, files, alike)
     for model, alike in zip(models, settings, strict=True):
+        results.reset_peak_memory()
         row = _start(model, dataset, files, alike, launch)
         if row:  # not on the machines that do not hold rank 0
             rows.append(row)
@@ -172,6 +175,7 @@ def _experiment(model, dataset, files, overrides, read_test=True) -> dict[str, A
     config = _config(model, dataset, files, overrides)
     _check_dataset(config)
     evaluation.check(config)
+    _check_predictions(config)
     with _recbole_log(config):
         logger = logging.getLogger()
         logger.info(config)
@@ -307,6 +311,15 @@ def _check_dataset(config) -> None:
     known = sorted({*beside, "jobrec-sim", "ml-100k"})
     suggestion = suggest(name, known) or f"; known: {', '.join(known)}."
     raise DataError(f"{folder}: no such dataset{suggestion}")
+
+
+def _check_predictions(config) -> None:
+    """Raise ``ConfigError`` before the training where predictions_folder cannot be made."""
+    if config["predictions_folder"]:
+        try:
+            Path(config["predictions_folder"]).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"predictions_folder: {config['predictions_folder']} cannot be made ({error}).") from None
 
 
 def _references(config, train, test) -> tuple[dict | None, dict | None]:

@@ -274,7 +274,9 @@ class _Log:
 def _budget(space: Mapping[str, Parameter], how: str, trials: int | None) -> int:
     """How many trials there will be."""
     if how not in SEARCHES:
-        raise ConfigError(f"search: {how!r} is unknown{suggest(how, SEARCHES) or '; known: ' + ', '.join(SEARCHES)}.")
+        raise ConfigError(
+            f"search: {how!r} is unknown{suggest(how, SEARCHES) or '; known: ' + ', '.join(SEARCHES) + '.'}"
+        )
     if trials is not None and trials < 1:
         raise ConfigError(f"trials: {trials}; at least 1 is required.")
     end = len(grid(space)) if how == "grid" else size(space)

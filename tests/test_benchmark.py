@@ -225,6 +225,29 @@ def test_a_plans_settings_are_every_rows_and_no_row_is_a_mislabelled_copy(toy, p
     assert not _has(toy, girl, {"n_generated": 1})
 
 
+@pytest.mark.parametrize("change, said", [
+    (("model: GIRLBaseMLP", "model: Nope"), "unknown model 'Nope'"),
+    (("seeds: [1, 2]", "seeds: [1, 1]"), "seeds: .1, 1.; different whole numbers"),
+    (("trials: 2", "trials: many"), "trials: 'many'; a int is required"),
+    (("compare:", "reference: Foo\ncompare:"), "no row 'Foo'"),
+    (("like: [girl]", "like: [gril]"), "no row 'gril' - did you mean 'girl'.$"),
+    (("compare:", "evaluate: [{rows: [Foo], seeds: [1], settings: {}}]\ncompare:"), "no row 'Foo'"),
+    (("quick: {", "quick: {foo: 1, "), "quick: unknown key 'foo'"),
+    (("learning_rate: [0", "learning_rat: [0"), "unknown key 'learning_rat'"),
+])  # fmt: skip
+def test_a_plan_that_cannot_run_is_refused_at_once(plan, change, said):
+    plan.write_text(PLAN.replace(*change))
+    with pytest.raises(ConfigError, match=said):
+        read_plan(str(plan))
+
+
+def test_a_plan_without_rows(plan):
+    for text, said in (("", "splits: None; a list is required"), (PLAN.partition("rows:")[0] + "rows: []", "no rows")):
+        plan.write_text(text)
+        with pytest.raises(ConfigError, match=said):
+            read_plan(str(plan))
+
+
 def test_warm_is_left_out_where_no_seeker_has_two_matches(toy, plan, caplog):
     from girl_recbole.atomic import read_interactions, write_interactions
     from girl_recbole.benchmark import _without_warm

@@ -585,3 +585,12 @@ def test_regenerated_jds_have_rows_of_their_own(written, tiny_encoder, tmp_path)
     config["saved_folder"] = str(tmp_path / "nowhere")
     with pytest.raises(DataError, match="no such generator; fairness_regenerate writes JDs anew"):
         evaluate(net, config, train, test, valid)
+
+
+def test_a_file_that_is_no_checkpoint(toy, tmp_path):
+    from girl_recbole.checkpoints import load_trained
+
+    for content in (b"# Read me", b"", b"PK\x03\x04"):
+        (tmp_path / "no.pth").write_bytes(content)
+        with pytest.raises(DataError, match=r"no\.pth: cannot be read as a checkpoint of run_recbole"):
+            load_trained(tmp_path / "no.pth", toy)

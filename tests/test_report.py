@@ -424,6 +424,20 @@ def test_the_last_of_rows_that_came_again_counts(tmp_path):
     assert "2 rows came again in the file" in page.said("li")
 
 
+def test_a_report_does_not_overwrite_what_it_reads(tmp_path):
+    results = write_rows(tmp_path / "r.jsonl", [a_row("A", 1)])
+    before = results.read_bytes()
+    for output, more, said in (
+        (results, {}, "is read, so the report cannot be written there"),
+        (tmp_path / "r.html", {"markdown": tmp_path / "." / "r.jsonl"}, "is read"),
+        (tmp_path / "r.html", {"latex": tmp_path / "r.html"}, "two forms"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            report(results, output, **more)
+    assert results.read_bytes() == before
+    assert not (tmp_path / "r.html").exists()
+
+
 def test_warnings(tmp_path):
     rows = [a_row("A", seed) for seed in (1, 2, 3)]
     rows += [a_row("B", 1, commit="b" * 40 + "-dirty", machine={"cpu": "other", "cores": 8, "gpus": []})]

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from girl_recbole.atomic import atomic_write
+from girl_recbole.errors import ConfigError
 from girl_recbole.report.runs import read_json, read_runs
 from girl_recbole.report.sections import Section, all_sections, facts
 from girl_recbole.report.tables import latex_text, markdown_text, to_latex, to_markdown
@@ -54,6 +55,7 @@ def report(
     is none; ``ConfigError`` for a reference that is not among the rows.
     """
     paths = [Path(results)] if isinstance(results, str | Path) else [Path(path) for path in results]
+    _check_outputs(paths, [path for path in (output, markdown, latex) if path is not None], (case, judge, comparisons))
     runs = read_runs(paths, order)
     sections = all_sections(
         runs,
@@ -81,6 +83,17 @@ def report(
         "sections": ", ".join(section.title for section in sections),
         "warnings": len(warnings),
     }
+
+
+def _check_outputs(results: Sequence[Path], outputs: Sequence[Path], more: Sequence[Path | None]) -> None:
+    """Raise ``ConfigError`` where a file to write is one to read, or two are the same."""
+    read = {Path(path).resolve() for path in (*results, *more) if path is not None}
+    written = [Path(path).resolve() for path in outputs]
+    for path in written:
+        if path in read:
+            raise ConfigError(f"{path}: is read, so the report cannot be written there; name another file.")
+        if written.count(path) > 1:
+            raise ConfigError(f"{path}: named for two forms of the report; name a file for each.")
 
 
 def _page(title: str, known: Sequence[tuple[str, str]], warnings: Sequence[str], sections: Sequence[Section]) -> str:
