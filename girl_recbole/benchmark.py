@@ -215,13 +215,14 @@ def read_plan(name: str, *, quick: bool = False, only: Sequence[str] = ()) -> Pl
 def _check_plan(given: Mapping[str, Any], path: Path) -> None:
     """Raise ``ConfigError`` for keys that are unknown or missing, and for values of another kind."""
     _check_keys(given, _PLAN, str(path))
-    _check_keys(given.get("quick") or {}, (*_PLAN, "leave_out"), f"{path}: quick")
+    short = given.get("quick") or {}
+    _check_keys(short, (*_PLAN, "leave_out"), f"{path}: quick")
     required = {"splits": list, "seeds": list, "trials": int, "tuning_split": str, "rows": list}
     for key, kind in required.items():
-        for where in (given, given.get("quick") or {}):
-            if not isinstance(where.get(key, given.get(key)), kind):
-                raise ConfigError(f"{path}: {key}: {where.get(key)!r}; a {kind.__name__} is required.")
-    for seeds in (given["seeds"], (given.get("quick") or {}).get("seeds", [])):
+        for value in (given.get(key), short.get(key, given.get(key))):
+            if not isinstance(value, kind):
+                raise ConfigError(f"{path}: {key}: {value!r}; a {kind.__name__} is required.")
+    for seeds in (given["seeds"], short.get("seeds", [])):
         if len(set(map(str, seeds))) < len(seeds) or not all(isinstance(seed, int) for seed in seeds):
             raise ConfigError(f"{path}: seeds: {seeds}; different whole numbers are required.")
     for entry in given.get("evaluate") or ():
@@ -265,11 +266,16 @@ def _known(name: str, rows: Mapping[str, Row], where: str) -> str:
 
 def _make_splits(files: DatasetFiles, plan: Plan) -> None:
     """The split files that are missing, or were cut from other interactions: NAME.<split>-s<seed>.*.inter."""
-    for rule, seed in itertools.product(dict.fromkeys([*plan.splits, plan.tuning_split]), plan.seeds):
-        name = f"{rule}-s{seed}"
+    for rule, seed, name in _drawn(plan):
         if not files.split(name, "test").exists() or changed_inputs(files, name):
             overrides = {"split": rule, "split_seed": seed, "split_suffix": f"s{seed}"}
             split(files, make_config(SplitConfig, dataset=files.name, overrides=overrides))
+
+
+def _drawn(plan: Plan) -> list[tuple[str, int, str]]:
+    """Rule, seed and name of each split that the plan reads."""
+    rules = dict.fromkeys([*plan.splits, plan.tuning_split])
+    return [(rule, seed, f"{rule}-s{seed}") for rule, seed in itertools.product(rules, plan.seeds)]
 
 
 def _make_generator(files: DatasetFiles, plan: Plan) -> None:
@@ -285,7 +291,7 @@ def _starts(files: DatasetFiles, plan: Plan) -> list[Path]:
     """The folders of the generators that FT-LLM starts from."""
     folders = []
     for row in plan.rows:
-        settings = {**_shipped_with(files, row.model), **plan.settings, **row.fixed} if row.model == "FTLLM" else {}
+        settings = _shipped(files, row, plan) if row.model == "FTLLM" else {}
         if settings.get("ftllm_base") == "generator":
             folders.append(generator_folder(settings["saved_folder"], files.name, settings["start_generator"]))
     return list(dict.fromkeys(folders))
@@ -393,10 +399,8 @@ def _state(files: DatasetFiles, plan: Plan, config: BenchmarkConfig) -> str:
     read = [files.inter, files.udoc, files.idoc, *map(files.gdoc, sorted(generators)), files.oracle]
     read += [files.path(name) for name in ("user", "item", "swaps", "truth.npz")]
     read += [files.stage("sft"), files.stage("reward")]
-    for rule, seed in itertools.product(dict.fromkeys([*plan.splits, plan.tuning_split]), plan.seeds):
-        read += [files.split(f"{rule}-s{seed}", part) for part in PARTS]
-    if any(row.model == "FTLLM" for row in plan.rows):
-        read += [manifest_path(folder) for folder in _starts(files, plan)]
+    read += [files.split(name, part) for _, _, name in _drawn(plan) for part in PARTS]
+    read += map(manifest_path, _starts(files, plan))
     encoder = encoder_hash(encoder_folder(config.encoder))
     depends_on = [recbole.__version__, torch.__version__, encoder, results.file_hashes(read)]
     return code_hash() + "-" + text_hash(json.dumps(depends_on, sort_keys=True))[:16]
@@ -471,10 +475,11 @@ def _final_jobs(files, plan: Plan, config: BenchmarkConfig, folder: Path, chosen
 def _train(files, jobs: Sequence[Job], path: Path, state: str, processes: int) -> list[dict]:
     """The rows of ``jobs``. A study's job whose value is that of the table is a job of the table: its row is copied."""
     of_table = {_run_of(job): job for job in jobs if job.more["study"] == "table"}
+    shipped = {model: _shipped_with(files, model) for model in {job.model for job in jobs}}
     copies = [
         (job, of_table[_run_of(job)]) for job in jobs
         if job.more["study"] != "table" and _run_of(job) in of_table
-        and _has(files, of_table[_run_of(job)], job.more["varied"])
+        and _has(of_table[_run_of(job)], shipped[job.model], job.more["varied"])
     ]  # fmt: skip
     names = {id(job) for job, _ in copies}
     done = run_jobs([job for job in jobs if id(job) not in names], path, state, processes, _say("trained"))
@@ -484,9 +489,9 @@ def _train(files, jobs: Sequence[Job], path: Path, state: str, processes: int) -
     return list(done.values())
 
 
-def _has(files: DatasetFiles, job: Job, settings: Mapping[str, Any]) -> bool:
-    """Whether ``job`` runs with ``settings``, its own or the shipped ones."""
-    known = {**load_properties(properties_file("overall.yaml")), **_shipped_with(files, job.model), **job.overrides}
+def _has(job: Job, shipped: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Whether ``job`` runs with ``settings``, its own or the ``shipped`` ones of its model and dataset."""
+    known = {**shipped, **job.overrides}
     return all(key in known and known[key] == value for key, value in settings.items())
 
 
@@ -529,8 +534,8 @@ def _shipped(files: DatasetFiles, row: Row, plan: Plan) -> dict[str, Any]:
 
 
 def _shipped_with(files: DatasetFiles, model: str) -> dict[str, Any]:
-    """The settings that ship with the model and the dataset."""
-    paths = [properties_file(f"model/{model}.yaml"), properties_file(f"dataset/{files.name}.yaml")]
+    """The settings that ship with the package, the model and the dataset; later ones win."""
+    paths = [properties_file(f"{name}.yaml") for name in ("overall", f"model/{model}", f"dataset/{files.name}")]
     return {key: value for path in paths if path.exists() for key, value in load_properties(path).items()}
 
 

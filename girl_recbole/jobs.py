@@ -136,7 +136,6 @@ def _row(job: Job, state: str) -> dict:
     logging.disable(logging.INFO)
     named = {"job": dict(job.key), "state": state, **job.more}
     overrides = {"show_progress": False, "state": "error", **job.overrides, "results_file": None}
-    results.reset_peak_memory()
     try:
         row = run_experiment(job.model, job.dataset, overrides=overrides, read_test=job.read_test)
     except GirlError as error:

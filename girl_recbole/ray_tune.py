@@ -21,7 +21,7 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
-from girl_recbole.errors import ConfigError
+from girl_recbole.engines.ray import connect
 from girl_recbole.workers import cores
 
 __all__ = ["TuneTrials"]
@@ -43,9 +43,7 @@ class TuneTrials:
     """
 
     def __init__(self, jobs: int | None) -> None:
-        self._own = not ray.is_initialized()
-        if self._own:
-            _connect(jobs)
+        self._own = connect(num_cpus=jobs or cores())
         self.jobs = jobs or int(ray.cluster_resources().get("CPU", 1))
         self._given = _Given()
         self._thread: threading.Thread | None = None
@@ -70,7 +68,7 @@ class TuneTrials:
 
     def _fit(self) -> None:
         try:
-            os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
+            os.environ.update(_QUIET | os.environ)
             logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)  # misses those files
             with tempfile.TemporaryDirectory(prefix="girl-tune-") as folder:
                 tune.Tuner(
@@ -115,10 +113,10 @@ class _Given(Searcher):
             future.set_result(row)
 
     def fail(self, error: BaseException) -> None:
+        while self._running:
+            self._running.popitem()[1].set_exception(error)
         while not self.waiting.empty():
-            self._running[f"waiting {len(self._running)}"] = self.waiting.get()[0]
-        for future in self._running.values():
-            future.set_exception(error)
+            self.waiting.get()[0].set_exception(error)
 
     def __deepcopy__(self, memo: dict) -> _Given:
         return self
@@ -143,15 +141,6 @@ class _Stop(tune.Stopper):
 
     def stop_all(self) -> bool:
         return self._given.stopped
-
-
-def _connect(jobs: int | None) -> None:
-    address = os.environ.get("RAY_ADDRESS") or "local"
-    new = {"include_dashboard": False, "num_cpus": jobs or cores()} if address == "local" else {}
-    try:
-        ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **new)
-    except (ConnectionError, ValueError) as error:
-        raise ConfigError(f"RAY_ADDRESS: no cluster at {address} ({error}); start one with `ray start`.") from None
 
 
 def _trial(config: dict[str, Any]) -> None:

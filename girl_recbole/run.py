@@ -132,8 +132,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run_all(arguments: Sequence[str] | None, rows: list[dict[str, Any]]) -> None:
     """Check everything that the command line says, then train its models one by one into ``rows``."""
-    from girl_recbole import results
-
     options, rest = _parser().parse_known_args(arguments)
     overrides = parse_overrides(rest)
     models = [options.model, *(name.strip() for name in options.compare.split(",") if name.strip())]
@@ -155,7 +153,6 @@ def _run_all(arguments: Sequence[str] | None, rows: list[dict[str, Any]]) -> Non
         for model, alike in zip(models[1:], settings[1:], strict=True):
             _config(model, dataset, files, alike)
     for model, alike in zip(models, settings, strict=True):
-        results.reset_peak_memory()
         row = _start(model, dataset, files, alike, launch)
         if row:  # not on the machines that do not hold rank 0
             rows.append(row)
@@ -171,11 +168,13 @@ def _experiment(model, dataset, files, overrides, read_test=True) -> dict[str, A
 
     from girl_recbole import evaluation, results
 
+    results.reset_peak_memory()
     started = time.perf_counter()
     config = _config(model, dataset, files, overrides)
     _check_dataset(config)
     evaluation.check(config)
-    _check_predictions(config)
+    if read_test:
+        _check_predictions(config)
     with _recbole_log(config):
         logger = logging.getLogger()
         logger.info(config)

@@ -135,7 +135,7 @@ def split(files: DatasetFiles, config: SplitConfig) -> dict:
 
 def changed_inputs(files: DatasetFiles, name: str) -> list[str]:
     """The files that the split ``name`` was cut from and that are not as they were; [] where it has no manifest."""
-    recorded = (read_manifest(files.split(name, "test")) or {}).get("inputs", {})
+    recorded = (read_manifest(files.split(name, "train")) or {}).get("inputs", {})
     paths = {input_name: files.folder / Path(input_name).name for input_name in recorded}
     return [key for key, path in paths.items() if not path.is_file() or cached_file_hash(path) != recorded[key]]
 

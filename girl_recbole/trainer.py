@@ -171,9 +171,9 @@ def validation_logits(model, data, config) -> tuple[np.ndarray, np.ndarray]:
 def drop_mismatched(config, parts: Sequence) -> None:
     """Take mismatched pairs (label 0) out of the parts in which a model of RecBole's would count them as matches.
 
-    The part keeps all its pairs as ``labelled_feat``, for what must not depend on the model (evaluation.py).
     Those are a valid or test part that is ranked, and train for every model that does not learn from labels (it samples
     its negatives, or takes each pair for a match). Our models' data set has its own rule (dataset.py).
+    Such a part keeps all its pairs as ``labelled_feat``, for what must not depend on the model (evaluation.py).
     """
     label, dropped = config["LABEL_FIELD"], []
     if config["model"] in MODELS:

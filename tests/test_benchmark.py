@@ -211,7 +211,7 @@ def test_what_numbers_depend_on(toy, tiny_encoder, plan, tmp_path):
 
 
 def test_a_plans_settings_are_every_rows_and_no_row_is_a_mislabelled_copy(toy, plan, tmp_path):
-    from girl_recbole.benchmark import _final_jobs, _has
+    from girl_recbole.benchmark import _final_jobs, _has, _shipped_with
 
     plan.write_text(PLAN.replace("epochs: 2", "epochs: 2, n_generated: 2, stopping_step: 1")
                     .replace("rows:", "rows:\n  - {row: ids, model: NeuMF}"))  # fmt: skip
@@ -221,8 +221,9 @@ def test_a_plans_settings_are_every_rows_and_no_row_is_a_mislabelled_copy(toy, p
     assert (ids.overrides["epochs"], ids.overrides["stopping_step"]) == (2, 1)
     assert ids.overrides["valid_metric"] == "AUC"  # of our NeuMF.yaml
     girl = next(job for job in jobs if job.key["row"] == "girl" and job.more["study"] == "table")
-    assert _has(toy, girl, {"n_generated": 2})
-    assert not _has(toy, girl, {"n_generated": 1})
+    shipped = _shipped_with(toy, girl.model)
+    assert _has(girl, shipped, {"n_generated": 2})
+    assert not _has(girl, shipped, {"n_generated": 1})
 
 
 @pytest.mark.parametrize("change, said", [

@@ -679,7 +679,9 @@ def test_by_the_command_line(files, tmp_path, monkeypatch, capsys):
     )
     shown = capsys.readouterr().out
     assert [line.split()[-1] for line in shown.splitlines() if line.startswith("file")] == [str(out)]
-    assert max(map(len, shown.splitlines())) <= 90
+    verdicts = shown.partition("verdicts\n")[2].partition("scores\n")[0].splitlines()
+    assert len(verdicts) == 1 + 6
+    assert max(map(len, verdicts)) <= 90  # fits a terminal
     (line,) = (line for line in shown.splitlines() if line.startswith("retrieval  own v. other"))
     assert line.split()[4:] == ["1.00", "0.00", "0.00", "0.00", "+1.00", "[+1.00,", "+1.00]", "20"]
     assert "craft" not in shown

@@ -37,7 +37,7 @@ from girl_recbole.shards import Written
 if TYPE_CHECKING:
     from girl_recbole.generate import JDGenerator, Task
 
-__all__ = ["WorkerError", "Workers", "write_shards"]
+__all__ = ["WorkerError", "Workers", "connect", "write_shards"]
 
 
 class WorkerError(GirlError, RuntimeError):
@@ -142,21 +142,32 @@ def _ours(error: Exception, workers: Workers) -> WorkerError:
     return WorkerError(f"ray: an actor failed: {first[-1][:300]}. Finished shards are kept.")
 
 
+def connect(**local: Any) -> bool:
+    """Connect this process to the cluster of RAY_ADDRESS, or to a new one, started with ``local``.
+
+    Returns False where it is part of a cluster already. Raises ``ConfigError`` where RAY_ADDRESS names none.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if ray.is_initialized():
+        return False
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    new = {"include_dashboard": False, **local} if address == "local" else {}
+    try:
+        ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **new)
+    except (ConnectionError, ValueError) as error:
+        raise ConfigError(f"RAY_ADDRESS: no cluster at {address} ({error}); start one with `ray start`.") from None
+    return True
+
+
 @contextmanager
 def _cluster() -> Iterator[Any]:
     """Ray, connected: to the cluster that this process is part of already, to that of RAY_ADDRESS, or to a new one."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    own = connect()
     import ray
     import ray.data
 
-    own = not ray.is_initialized()
-    if own:
-        try:
-            address = os.environ.get("RAY_ADDRESS") or "local"
-            new = {"include_dashboard": False} if address == "local" else {}
-            ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **new)
-        except (ConnectionError, ValueError) as error:
-            raise ConfigError(f"RAY_ADDRESS: no cluster at {address} ({error}); start one with `ray start`.") from None
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)

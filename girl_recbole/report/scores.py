@@ -162,15 +162,14 @@ def _reference(group: Group, reference: str) -> list[dict[str, float]]:
 def planned(comparisons: Sequence[Mapping[str, Any]]) -> Section:
     """The comparisons that a benchmark names beforehand; their corrected p-values are in the file."""
     blocks: list[Any] = []
-    for study, split in distinct(
-        (str(one.get("study") or "table"), str(one.get("split") or "")) for one in comparisons
-    ):
+    families: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for one in comparisons:
+        families.setdefault((str(one.get("study") or "table"), str(one.get("split") or "")), []).append(one)
+    for (study, split), family in families.items():
         rows, tracks = [], []
         where = split if study == "table" else f"{split}, {STUDIES.get(study, study).lower()}"
-        for one in comparisons:
+        for one in family:
             values = {key: number(one.get(key)) for key in ("mean", "low", "high", "above", "seeds")}
-            if (str(one.get("study") or "table"), str(one.get("split") or "")) != (study, split):
-                continue
             if None in values.values():
                 continue
             values["p"], corrected = (math.nan if number(one.get(key)) is None else one[key] for key in ("p", "p_holm"))
