@@ -50,6 +50,7 @@ from girl_recbole.atomic import (
     write_table,
 )
 from girl_recbole.errors import ConfigError, DataError, some_of
+from girl_recbole.leaks import told_by_train, warnings_of
 from girl_recbole.manifest import cached_file_hash, manifest_path, read_manifest, write_manifest
 
 __all__ = ["SplitConfig", "changed_inputs", "cold_parts", "overlaps", "split", "warm_parts"]
@@ -73,7 +74,8 @@ def split(files: DatasetFiles, config: SplitConfig) -> dict:
     """Cut ``NAME.inter`` by the rule ``config.split``; write the three parts, their manifests and the overlap table.
 
     Returns the report that the manifests keep: rows, seekers and matched share of each part, what was dropped or moved,
-    and how many seekers, jobs and pairs each two of the parts and stages share.
+    what the matches in train tell of the other parts' labels (leaks.py), and how many seekers, jobs and pairs each two
+    of the parts and stages share.
     """
     started = time.monotonic()
     _check_config(config)
@@ -98,6 +100,11 @@ def split(files: DatasetFiles, config: SplitConfig) -> dict:
         _log.warning("%s: %d pairs of the sft or reward stage were dropped from valid and test", name, known.sum())
     parts = {part: rows[codes == code] for code, part in enumerate(PARTS)}
     _check_parts(files, name, parts, stages)
+    held_out = pd.concat([parts["valid"], parts["test"]])
+    told = told_by_train(parts["train"], held_out)
+    for warning in warnings_of(told, held_out["label"]):
+        _log.warning("%s, split %s: %s Models of ids and of match rates learn this instead of fit (docs/data.md).",
+                     files.name, name, warning)  # fmt: skip
     shared = overlaps({**parts, **stages})
     report = {
         "split": name,
@@ -107,6 +114,7 @@ def split(files: DatasetFiles, config: SplitConfig) -> dict:
         "dropped_pairs_of_sft_or_reward": int(known.sum()),
         **facts,
         "parts": {part: _describe(frame, len(rows)) for part, frame in parts.items()},
+        "told_by_matches_in_train": told,
         "overlap": shared.to_dict("records"),
     }
     targets = {part: files.split(name, part) for part in PARTS}
