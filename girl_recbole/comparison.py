@@ -56,18 +56,20 @@ class Difference:
 
 
 def mean_and_half(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean, and half of its 95 % t-interval; None of fewer than two values."""
+    """Mean, and half of its 95 % t-interval; None of fewer than two values, 0 of equal ones."""
     values = np.asarray(values, dtype=float)
     if len(values) < 2:
         return float(values.mean()), None
+    if (values == values[0]).all():  # a mean of equal values may differ from them in the last bit
+        return float(values[0]), 0.0
     half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return float(values.mean()), float(half)
 
 
 def interval(values: Sequence[float], form: str = ".4f") -> str:
-    """``mean ± half of the 95 % t-interval`` of one value a seed; the mean alone of fewer than two."""
+    """``mean ± half of the 95 % t-interval`` of one value a seed; the mean alone of fewer than two or equal ones."""
     mean, half = mean_and_half(values)
-    return format(mean, form) if half is None else f"{mean:{form}} ± {half:{form}}"
+    return f"{mean:{form}} ± {half:{form}}" if half else format(mean, form)
 
 
 def paired_difference(

@@ -138,7 +138,8 @@ class Config(StockConfig):
                 final["load_col"] = {**(final["load_col"] or {}), "inter": columns}
 
     def _check_types(self):
-        """What the user gives of our own keys has one of the types that our property files say."""
+        """What the user gives of our own keys has one of the types that our property files say; a number of RecBole's
+        is a number."""
         said = {key: text for key, text in _said("overall.yaml").items() if key in _run_keys()}
         said |= _said(f"model/{self.model}.yaml") if self.model in MODELS else {}
         for key, value in self.external_config_dict.items():
@@ -147,6 +148,10 @@ class Config(StockConfig):
                 continue
             if not any(_fits(value, kind) for kind in kinds):
                 raise ConfigError(f"{key}: {value!r} is a {type(value).__name__}; {' or '.join(kinds)} is required.")
+            if _fits(self.internal_config_dict.get(key), "float") and not isinstance(value, (Real, list, type(None))):
+                raise ConfigError(f"{key}: {value!r} is a {type(value).__name__}; a number is required.")
+            if key in _COUNTS and value < 1:
+                raise ConfigError(f"{key}: {value}; at least 1 is required.")
 
     def _check_saving(self):
         asked = [key for key in _SAVING if self.final_config_dict.get(key)]
@@ -281,6 +286,7 @@ sys.modules["recbole.config"].Config = Config
 
 _SAVING = ("save_dataset", "save_dataloaders", "dataset_save_path", "dataloaders_save_path")
 _CHECKED_BY_MODELS = ("mlp_hidden_sizes", "dropout_prob", "generated", "n_generated", "tune_encoder")
+_COUNTS = ("train_batch_size", "eval_batch_size", "eval_step")
 _UNPICKLED = ("model_class", "yaml_loader", "_arguments")
 _SHOWN = ("seed", "split", "generator", "encoder", "calibrate")
 

@@ -511,13 +511,20 @@ def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
         better = {"priorentropy": ""}.get(metric, " ↓" if metric in smaller_metrics else " ↑")
         table.add_column(metric + better, justify="right")
     table.add_column("train s", justify="right")
-    shown = [(row["model"], row["test"], f"{row['time_s']['train']:.1f}") for row in rows]
+    scaled = [row["model"] for row in rows if row["calibrated"]]
+    shown = [
+        (row["model"], {**row["test"], **(row["calibrated"] or {})}, f"{row['time_s']['train']:.1f}") for row in rows
+    ]
     shown += [(name, first[name], "") for name in ("prior", "oracle") if first[name]]
     for number, (name, values, seconds) in enumerate(shown):
         cells = [f"{values[metric]:.4f}" if values.get(metric) is not None else "" for metric in metrics]
         table.add_row(name, *cells, seconds, end_section=number == len(rows) - 1)
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(table)
+    if scaled:
+        names = ", ".join(dict.fromkeys(scaled))
+        console.print(f"{names}: after Platt scaling on valid, as the models of this package are; `calibrate: False` "
+                      "shows what the model says itself", soft_wrap=True, highlight=False)  # fmt: skip
     for row in rows:
         console.print(f"{row['model']}: {row['checkpoint']}", soft_wrap=True, highlight=False)
     if first["config"]["results_file"] is not None:

@@ -244,7 +244,10 @@ def test_the_command(market, capsys):
     said = capsys.readouterr().out
     for shown in ("NeuMF", "DeepFM", "prior", "oracle", "0.1054", "auc ↑", "logloss ↓", "results.jsonl"):
         assert shown in said
+    assert "NeuMF, DeepFM: after Platt scaling on valid" in said
     rows = [json.loads(line) for line in Path("results.jsonl").read_text().splitlines()]
+    (line,) = (line for line in said.splitlines() if "NeuMF" in line and "0." in line)
+    assert f"{rows[0]['calibrated']['logloss']:.4f}" in line
     assert [(row["model"], row["config"]["epochs"]) for row in rows] == [("NeuMF", 1), ("DeepFM", 1)]
 
 
@@ -260,7 +263,8 @@ def test_the_command(market, capsys):
     (["-m", "GIRLBaseMLP", "--calibrate=flase"], "calibrate: 'flase' is a str; bool is required."),
     (["-m", "NeuMF", "--calibrate=flase"], "calibrate: 'flase' is a str; bool is required."),
     (["-m", "GIRLBaseMLP", "--learning_rate=abc"], "learning_rate: 'abc' is a str; float is required."),
-    (["-m", "NeuMF", "--learning_rate=abc"], "NeuMF: "),
+    (["-m", "NeuMF", "--learning_rate=abc"], "learning_rate: 'abc' is a str; a number is required."),
+    (["-m", "NeuMF", "--train_batch_size=0"], "train_batch_size: 0; at least 1 is required."),
     (["-m", "NeuMF", "--dropout_prob=1.5"], "NeuMF: dropout probability has to be between 0 and 1"),
     (["-m", "GIRLBaseMLP", "--metrics=[AUC,3]"], "metrics: ['AUC', 3] is a list; list of str is required."),
     (["-m", "GIRLBaseMLP", "--encoder_lora_rank=a"], "encoder_lora_rank: 'a' is a str; int is required."),

@@ -25,7 +25,7 @@ METRICS = {
 COUNTS = ("seekers", "jobs", "candidates", "pairs", "matched")
 """Keys that say how much was measured, and measure nothing."""
 
-EXPLAINED = "Mean ± half of the 95 % t-interval over seeds."
+EXPLAINED = "Mean ± half of the 95 % t-interval over seeds; the mean alone where they all agree."
 ONE_SEED = "n = 1: one seed, so no interval."
 STUDIES = {
     "table": "Results",
@@ -174,7 +174,8 @@ def point_of(x: float, values: Sequence[float]) -> tuple[float, float, float | N
 
 def over_seeds(rows: Iterable[Sequence[Cell]]) -> str:
     """What a table of means says below it."""
-    return EXPLAINED if any(" ± " in cell.text for row in rows for cell in row) else ONE_SEED
+    several = any(" ± " in cell.text or cell.about.startswith("the same in") for row in rows for cell in row)
+    return EXPLAINED if several else ONE_SEED
 
 
 def metric_table(found: Mapping[str, Sequence[Mapping[str, Any]]], caption: str) -> Table | None:

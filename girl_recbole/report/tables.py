@@ -62,14 +62,15 @@ class Table:
 
 
 def mean_cell(values: Sequence[float | None], form: str = ".4f", best: bool = False) -> Cell:
-    """``mean ± half`` of the 95 % t-interval over seeds, the mean alone of one; an empty cell of none."""
+    """``mean ± half`` of the 95 % t-interval over seeds, the mean alone of one or equal ones; an empty cell of none."""
     known = [value for value in values if value is not None]
     if not known:
         return Cell()
     mean, half = mean_and_half(known)
     about = f"{len(known)} of {len(values)} runs have it" if len(known) < len(values) else ""
-    if half is None:
-        return Cell(minus(f"{mean:{form}}"), mean, best, about or "one seed: no interval")
+    if not half:
+        alone = "one seed: no interval" if half is None else f"the same in {len(known)} runs"
+        return Cell(minus(f"{mean:{form}}"), mean, best, "; ".join(filter(None, (alone, about))))
     return Cell(f"{minus(f'{mean:{form}}')} ± {half:{form.replace('+', '')}}", mean, best, about)
 
 
