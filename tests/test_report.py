@@ -522,6 +522,9 @@ def test_files_beside_that_cannot_be_read(tmp_path):
         report(results, output, judge=beside)
     with pytest.raises(DataError, match="a list of JSON objects is required"):
         report(results, output, comparisons=beside)
+    beside.write_text('{"generators": []}')
+    with pytest.raises(DataError, match=r"beside\.json: has no 'judges'; what `girl judge` writes is required"):
+        report(results, output, judge=beside)
     beside.write_text("{")
     with pytest.raises(DataError, match="not JSON in UTF-8"):
         report(results, output, case=beside)

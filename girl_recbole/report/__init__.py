@@ -60,8 +60,8 @@ def report(
     sections = all_sections(
         runs,
         reference,
-        case=None if case is None else read_json(case, "what `girl case` writes"),
-        judge=None if judge is None else read_json(judge, "what `girl judge` writes"),
+        case=None if case is None else read_json(case, "what `girl case` writes", key="generators"),
+        judge=None if judge is None else read_json(judge, "what `girl judge` writes", key="judges"),
         comparisons=None if comparisons is None else read_json(comparisons, "comparisons of `girl benchmark`", list),
     )
     known, warnings = facts(runs, paths), runs.warnings()

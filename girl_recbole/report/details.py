@@ -96,7 +96,7 @@ def _grouped(where: str, by: str, found: Mapping[str, Sequence[Mapping[tuple[str
     sizes = {name: [n for label in found for n in of(label, name, "pairs")] for name in names}
     said = "; ".join(f"{shown[name]}: {span(pairs)}" for name, pairs in sizes.items() if pairs)
     notes = [over_seeds(rows) + (f" Pairs: {said}." if said else "")]
-    columns = [ROW, Column("Group", text=True), Column("Pairs", "high"), *map(column_of, ("auc", "logloss", "ece"))]
+    columns = [ROW, Column("Group", text=True), Column("Pairs"), *map(column_of, ("auc", "logloss", "ece"))]
     folded = Table(f"AUC, LogLoss and ECE by {title}, {where}", columns, full, notes=[over_seeds(full)])
     fold = Block("fold", f"All numbers by {title}", [folded])
     if not rows or len(names) > charts.SERIES:  # no AUC, or too many for a column and a mark each

@@ -203,8 +203,8 @@ def read_runs(paths: Sequence[Path], order: Sequence[str] = ()) -> Runs:
     return Runs(runs, duplicates, unread, len(failed), axes, shared)
 
 
-def read_json(path: Path, what: str, kind: type = dict) -> Any:
-    """The JSON object (or list of objects) of one file, its text cleaned."""
+def read_json(path: Path, what: str, kind: type = dict, key: str | None = None) -> Any:
+    """The JSON object, which has ``key``, or the list of objects of one file; its text cleaned."""
     if not Path(path).is_file():
         raise DataError(f"{path}: no such file; {what} is required.")
     try:
@@ -216,6 +216,8 @@ def read_json(path: Path, what: str, kind: type = dict) -> Any:
     if not isinstance(value, kind) or (kind is list and not all(isinstance(one, dict) for one in value)):
         wanted = "JSON object" if kind is dict else "list of JSON objects"
         raise DataError(f"{path}: a {wanted} is required ({what}), not a {type(value).__name__}.")
+    if key is not None and key not in value:
+        raise DataError(f"{path}: has no {key!r}; {what} is required.")
     return clean(value)
 
 
