@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,7 +69,13 @@ _Checkpoint = Annotated[str | None, typer.Option(help="of a trained GIRLBaseDot 
 _Preset = Annotated[str, typer.Option(help="a shipped file of properties/generator/: tiny, qwen-0.5b-lora, ...")]
 
 
-@app.command(context_settings=_STAGE)
+def _stage(command: Callable) -> Callable:
+    """A command that takes properties, too: its help says where they are listed."""
+    more = f"Settings are --key=value: `girl keys {command.__name__}` lists them."
+    return app.command(context_settings=_STAGE, epilog=more)(command)
+
+
+@_stage
 def simulate(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="name of the new dataset")],
@@ -85,7 +92,7 @@ def simulate(
     _run("simulate", context.args, name, data_path, config, preset=preset and f"market/{preset}", overrides=sizes)
 
 
-@app.command(context_settings=_STAGE)
+@_stage
 def prepare(
     context: typer.Context,
     source: Annotated[str, typer.Argument(help="resume-corpus, incruit, pjf or tables")],
@@ -97,13 +104,13 @@ def prepare(
     _run("prepare", context.args, name, data_path, config, source=source)
 
 
-@app.command(context_settings=_STAGE)
+@_stage
 def split(context: typer.Context, name: _Name, data_path: _DataPath = Path("dataset"), config: _Config = []):  # noqa: B006
     """Cut the recommendation stage into train, valid and test: warm, cold or cold_strict."""
     _run("split", context.args, name, data_path, config)
 
 
-@app.command(context_settings=_STAGE)
+@_stage
 def sft(
     context: typer.Context,
     name: _Name,
@@ -115,7 +122,7 @@ def sft(
     _run("sft", context.args, name, data_path, config, preset=f"generator/{preset}")
 
 
-@app.command(context_settings=_STAGE)
+@_stage
 def reward(
     context: typer.Context,
     name: _Name,
@@ -127,7 +134,7 @@ def reward(
     _run("reward", context.args, name, data_path, config, preset=f"generator/{preset}")
 
 
-@app.command(context_settings=_STAGE)
+@_stage
 def score(
     context: typer.Context,
     name: _Name,
@@ -140,7 +147,7 @@ def score(
     _run("score", context.args, name, data_path, config, cv=cv, jds=jd)
 
 
-@app.command(context_settings=_STAGE)
+@_stage
 def ppo(
     context: typer.Context,
     name: _Name,
@@ -152,7 +159,7 @@ def ppo(
     _run("ppo", context.args, name, data_path, config, preset=f"generator/{preset}")
 
 
-@app.command(context_settings=_STAGE)
+@_stage
 def grpo(
     context: typer.Context,
     name: _Name,
@@ -164,7 +171,7 @@ def grpo(
     _run("grpo", context.args, name, data_path, config, preset=f"generator/{preset}")
 
 
-@app.command(context_settings=_STAGE)
+@_stage
 def rloo(
     context: typer.Context,
     name: _Name,
@@ -176,7 +183,7 @@ def rloo(
     _run("rloo", context.args, name, data_path, config, preset=f"generator/{preset}")
 
 
-@app.command(context_settings=_STAGE)
+@_stage
 def dpo(
     context: typer.Context,
     name: _Name,
@@ -212,7 +219,7 @@ def align(
         _run(stage, arguments, name, data_path, config, preset=f"generator/{preset}")
 
 
-@app.command(context_settings=_STAGE)
+@_stage
 def generate(
     context: typer.Context,
     name: _Name,
@@ -226,13 +233,13 @@ def generate(
     _run("generate", context.args, name, data_path, config, preset=f"generator/{preset}", overrides=samples)
 
 
-@app.command(context_settings=_STAGE)
+@_stage
 def embed(context: typer.Context, name: _Name, data_path: _DataPath = Path("dataset"), config: _Config = []):  # noqa: B006
     """Encode CVs, JDs and generated JDs, each distinct text once."""
     _run("embed", context.args, name, data_path, config)
 
 
-@app.command(context_settings=_STAGE)
+@_stage
 def index(
     context: typer.Context,
     name: _Name,
@@ -244,7 +251,7 @@ def index(
     _run("index", context.args, name, data_path, config, checkpoint=checkpoint)
 
 
-@app.command(context_settings=_STAGE)
+@_stage
 def search(
     context: typer.Context,
     name: _Name,
@@ -272,7 +279,7 @@ def search(
     )  # fmt: skip
 
 
-@app.command(context_settings=_STAGE)
+@_stage
 def benchmark(
     context: typer.Context,
     name: _Name,
@@ -286,7 +293,7 @@ def benchmark(
     _run("benchmark", context.args, name, data_path, config, quick=quick)
 
 
-@app.command(context_settings=_STAGE)
+@_stage
 def judge(
     context: typer.Context,
     name: _Name,
@@ -306,7 +313,7 @@ def judge(
          output=output)  # fmt: skip
 
 
-@app.command(context_settings=_STAGE)
+@_stage
 def case(
     context: typer.Context,
     name: _Name,
@@ -326,7 +333,7 @@ def case(
     )  # fmt: skip
 
 
-@app.command(context_settings=_STAGE)
+@_stage
 def evaluate(
     context: typer.Context,
     name: _Name,
@@ -339,7 +346,7 @@ def evaluate(
     _run("evaluate", context.args, name, data_path, config, checkpoint=checkpoint, output=output)
 
 
-@app.command(context_settings=_STAGE)
+@_stage
 def sweep(
     context: typer.Context,
     file: Annotated[

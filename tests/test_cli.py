@@ -62,3 +62,11 @@ def test_generate_takes_the_limits_of_the_training_unless_told(files, tmp_path, 
     assert girl(monkeypatch, *arguments, "--max_jd_tokens=99", "--config", tmp_path / "mine.yaml") == 0
     assert (seen[1].max_jd_tokens, seen[1].lm_dtype, seen[1].max_cv_tokens) == (99, "fp16", 1024)
     assert json.dumps(seen[1].gen_stages) == '["recommendation"]'
+
+
+@pytest.mark.parametrize("stage", [*cli._STAGES, "sweep"])
+def test_the_help_of_a_stage_says_where_its_settings_are_listed(stage, monkeypatch, capsys):
+    assert girl(monkeypatch, stage, "--help") == 0
+    assert f"girl keys {stage}" in " ".join(capsys.readouterr().out.split())
+    assert girl(monkeypatch, "keys", stage) == 0
+    assert capsys.readouterr().out.startswith("--")
