@@ -195,7 +195,9 @@ def dpo(
     _run("dpo", context.args, name, data_path, config, preset=f"generator/{preset}")
 
 
-@app.command(context_settings=_STAGE)
+@app.command(
+    context_settings=_STAGE, epilog="Settings are --key=value: those of `girl keys` sft, reward, ppo and generate."
+)
 def align(
     context: typer.Context,
     name: _Name,

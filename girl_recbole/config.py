@@ -1,7 +1,8 @@
 """Property files and overrides: find, parse, merge and check them. Nothing given by a user is evaluated as code.
 
 Order, later wins: ``properties/overall.yaml`` < the model's or generator's file < the dataset's < the user's files <
-``--key=value``. (RecBole's own defaults come before all of them; see plugin.py.) The YAML files are the one place where
+``--key=value``. A preset that the user has named comes after the dataset's file, which is made for the default one.
+(RecBole's own defaults come before all of them; see plugin.py.) The YAML files are the one place where
 defaults are written; a stage's config is a dataclass without defaults that :func:`make_config` fills from them.
 """
 
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+_DEFAULT_PRESET = "generator/tiny"
 _WORDS = {"true": True, "false": False, "none": None, "null": None, "~": None}
 
 
@@ -153,7 +155,8 @@ def make_config(
 ) -> T:
     """Fill the dataclass ``kind`` from the property files, in the order that the module's docstring gives.
 
-    ``preset`` is a shipped file such as ``generator/tiny``. Keys of other stages are allowed in files (one file can
+    ``preset`` is a shipped file: ``generator/tiny``, to which the dataset's file may say otherwise, or one that the
+    user has named, which wins over the dataset's. Keys of other stages are allowed in files (one file can
     serve a whole pipeline) but not in ``overrides``; a key that no stage and no model knows is an error anywhere.
     ``recorded`` are settings that an input was made with: they win over the shipped files and lose to the user's.
     ``arguments`` are ``--key=value`` of a command line, read by the type of their key: ``--split_suffix=1`` is text.
@@ -164,8 +167,9 @@ def make_config(
     values = load_properties(properties_file("overall.yaml"))
     known = known_keys()
     shipped_layers = [properties_file(f"{preset}.yaml")] if preset else []
-    shipped = properties_file(f"dataset/{dataset}.yaml")
-    shipped_layers += [shipped] if dataset and shipped.exists() else []
+    of_dataset = properties_file(f"dataset/{dataset}.yaml")
+    if dataset and of_dataset.exists():
+        shipped_layers.insert(len(shipped_layers) if preset == _DEFAULT_PRESET else 0, of_dataset)
     hints = typing.get_type_hints(kind)
     for paths, then in ((shipped_layers, recorded), (map(Path, files), overrides)):
         for path in paths:

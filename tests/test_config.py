@@ -122,6 +122,16 @@ def test_a_key_of_another_stage_is_allowed_in_a_file_only(tmp_path):
         make_config(SplitConfig, files=[tmp_path / "typo.yaml"])
 
 
+def test_a_named_preset_wins_over_the_datasets_file_and_the_default_loses_to_it():
+    from girl_recbole.sft import SFTConfig
+
+    tokens = {
+        preset: make_config(SFTConfig, dataset="resume-corpus", preset=f"generator/{preset}").max_cv_tokens
+        for preset in ("tiny", "qwen-0.5b-lora")
+    }
+    assert tokens == {"tiny": 192, "qwen-0.5b-lora": 1024}
+
+
 def test_later_layers_win(tmp_path):
     (tmp_path / "a.yaml").write_text("seed: 1\nsplit: warm\n")
     (tmp_path / "b.yaml").write_text("seed: 2\n")

@@ -1,7 +1,7 @@
 """Sections about test metrics: main tables, paired differences, ranking, cold start, studies against a number.
 
 paired differences   AUC of each row minus that of the reference row on the same test pairs, from the files of
-                     predictions: mean, 95 % bootstrap interval, p, and p by Holm's correction for all rows of that
+                     predictions: mean, 95 % interval, p, and p by Holm's correction for all rows of that
                      table (comparison.py). Seeds that only one of the two has are left out
 planned comparisons  the same figures for the pairs that a benchmark names beforehand, as its file has them
 """
