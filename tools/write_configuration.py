@@ -14,8 +14,8 @@ Made by `python tools/write_configuration.py` from the files in `properties/`, w
 Order, later wins: RecBole's own defaults < `properties/overall.yaml` < the model's or generator's file < the dataset's
 < your files (`--config FILE` of `girl`, `--config_files "a.yaml b.yaml"` of `run_recbole`) < `--key=value`. The file of
 a generator that you name (`--preset=qwen-0.5b-lora`) comes after the dataset's, which is made for the default. An
-unknown key is refused with a suggestion. Values are read as literals (`3`, `1e-3`, `[1, 2]`, `true`, `null`); all else is a
-plain string, and nothing is ever evaluated as code. RecBole's own keys are described in RecBole's documentation.
+unknown key is refused with a suggestion. Values are read as literals (`3`, `1e-3`, `[1, 2]`, `true`, `null`); all else
+is a plain string, and nothing is ever evaluated as code. RecBole's own keys are described in RecBole's documentation.
 """
 
 
