@@ -47,9 +47,10 @@ from girl_recbole.encoder import encoder_folder, encoder_hash
 from girl_recbole.errors import ConfigError, DataError, suggest
 from girl_recbole.generate import generator_folder
 from girl_recbole.jobs import Job, code_hash, name_of, read_lines, run_jobs
-from girl_recbole.manifest import manifest_path, text_hash
+from girl_recbole.manifest import text_hash
 from girl_recbole.plugin import MODELS
 from girl_recbole.recbole_config import check_known, check_model
+from girl_recbole.run import language_model_files
 from girl_recbole.splits import SplitConfig, changed_inputs, split
 from girl_recbole.workers import cores
 
@@ -59,6 +60,7 @@ _log = logging.getLogger(__name__)
 _PLAN = ("splits", "seeds", "trials", "tuning_split", "settings", "reference", "evaluate", "rows",
          "compare", "studies", "quick")  # fmt: skip
 _EVALUATE = ("rows", "seeds", "settings")
+_READ_JDS = ("GIRLEnhancedMLP", "GIRLEnhancedDot", "BIGRec", "BIGRecMLP")  # other models where they are told to
 _ROW = ("row", "model", "like", "kind", "fixed", "space")
 
 
@@ -113,9 +115,10 @@ def benchmark(files: DatasetFiles, config: BenchmarkConfig, *, quick: bool = Fal
     processes = config.benchmark_jobs or cores()
     _make_splits(files, plan)
     _make_generator(files, plan)
-    beyond = any("train_stages" in study["values"] and study["like"] for study in plan.studies.values())
+    beyond = "train_stages" in plan.settings or any("train_stages" in {**row.fixed, **row.space} for row in plan.rows)
+    beyond |= any("train_stages" in study["values"] and study["like"] for study in plan.studies.values())
     vectors = {"encoder": config.encoder, "n_generated": _most_samples(files, plan), "embed_all": beyond}
-    embed(files, make_config(EmbedConfig, dataset=files.name, overrides=vectors), kinds=_kinds(plan))
+    embed(files, make_config(EmbedConfig, dataset=files.name, overrides=vectors), kinds=_kinds(files, plan))
     state = _state(files, plan, config)
     chosen = _tune(files, plan, config, folder, state, processes)
     jobs = _final_jobs(files, plan, config, folder, chosen)
@@ -136,11 +139,13 @@ def benchmark(files: DatasetFiles, config: BenchmarkConfig, *, quick: bool = Fal
         )  # fmt: skip
     if len(rows) < len(jobs):
         wanted = {name_of(job.key) for job in jobs} - {name_of(row["job"]) for row in rows}
-        failed = [
-            line for line in read_lines(folder / "runs.jsonl") if "error" in line and name_of(line["job"]) in wanted
-        ]
+        failed = {
+            name_of(line["job"]): line for line in read_lines(folder / "runs.jsonl")
+            if "error" in line and line.get("state") == state and name_of(line["job"]) in wanted
+        }  # fmt: skip
+        first = next(iter(failed.values()))
         raise DataError(
-            f"{len(jobs) - len(rows)} of {len(jobs)} models failed (first: {failed[0]['job']}: {failed[0]['error']}); "
+            f"{len(jobs) - len(rows)} of {len(jobs)} models failed (first: {first['job']}: {first['error']}); "
             f"the others are in {folder}. Run the same command again for those that are missing."
         )
     return {
@@ -173,7 +178,7 @@ def read_plan(name: str, *, quick: bool = False, only: Sequence[str] = ()) -> Pl
             kind=entry.get("kind", "model"),
             fixed={**(like.fixed if like else {}), **entry.get("fixed", {})},
             space=entry.get("space") or {},
-            like=like.row if like else None,
+            like=like and (like.like or like.row),
         )
         if row.row in rows:
             raise ConfigError(f"{path}: two rows are named {row.row!r}.")
@@ -222,6 +227,9 @@ def _check_plan(given: Mapping[str, Any], path: Path) -> None:
         for value in (given.get(key), short.get(key, given.get(key))):
             if not isinstance(value, kind):
                 raise ConfigError(f"{path}: {key}: {value!r}; a {kind.__name__} is required.")
+    for trials in (given["trials"], short.get("trials", 1)):
+        if trials < 1:
+            raise ConfigError(f"{path}: trials: {trials}; at least 1 is required, the shipped settings.")
     for seeds in (given["seeds"], short.get("seeds", [])):
         if len(set(map(str, seeds))) < len(seeds) or not all(isinstance(seed, int) for seed in seeds):
             raise ConfigError(f"{path}: seeds: {seeds}; different whole numbers are required.")
@@ -299,14 +307,15 @@ def _starts(files: DatasetFiles, plan: Plan) -> list[Path]:
 
 def _with_texts(files: DatasetFiles, plan: Plan) -> Plan:
     """The plan without rows that read the JDs of a generator that has none here, said in a warning."""
-    wanted = list(dict.fromkeys(row.fixed["generator"] for row in plan.rows if "generator" in row.fixed))
+    wanted = _all_generators(files, plan)
     missing = [name for name in wanted if not files.gdoc(name).exists()]
     if wanted and missing == wanted:
         raise DataError(
             f"{files.gdoc(missing[0])}: no such file; rows of the benchmark read the JDs of {', '.join(missing)}. Run "
             f"`girl align {files.name}`, or name the other rows (--benchmark_only)."
         )
-    left_out = [row.row for row in plan.rows if row.fixed.get("generator") in missing]
+    left_out = [row.row for row in plan.rows if {*_generators(files, row, plan)} & {*missing}]
+    left_out += [row.row for row in plan.rows if row.like in left_out and row.row not in left_out]
     if left_out:
         _log.warning("%s: no JDs of %s, so these rows are left out: %s. `girl align %s` writes them.", files.name,
                      ", ".join(missing), "; ".join(left_out), files.name)  # fmt: skip
@@ -338,7 +347,7 @@ def _label(named: str | Mapping[str, Any]) -> str:
 
 def _most_samples(files: DatasetFiles, plan: Plan) -> int:
     """How many JDs a seeker the plan reads at most, of those that are there."""
-    names = {row.fixed["generator"] for row in plan.rows if "generator" in row.fixed}
+    names = _all_generators(files, plan)
     studies = plan.studies.get("generation_number", {}).get("values", {})
     return min(max([1, *studies.get("n_generated", [1])]), max((_samples(files, name) for name in names), default=1))
 
@@ -378,9 +387,21 @@ def _without_warm(files: DatasetFiles, plan: Plan) -> Plan:
     return replace(plan, splits=splits, tuning_split=splits[0] if plan.tuning_split == "warm" else plan.tuning_split)
 
 
-def _kinds(plan: Plan) -> list[str]:
-    generators = dict.fromkeys(row.fixed["generator"] for row in plan.rows if "generator" in row.fixed)
-    return ["cv", "jd", *(f"gen.{name}" for name in generators)]
+def _kinds(files: DatasetFiles, plan: Plan) -> list[str]:
+    return ["cv", "jd", *(f"gen.{name}" for name in _all_generators(files, plan))]
+
+
+def _generators(files: DatasetFiles, row: Row, plan: Plan) -> list[str]:
+    """The generators whose JDs a row reads; several where they are searched."""
+    settings = _shipped(files, row, plan)
+    reads = settings.get("boosting_generated") or settings.get("lexical_query", "cv") != "cv"
+    if "generator" in row.space:
+        return list(row.space["generator"])
+    return [settings["generator"]] if reads or row.model in _READ_JDS or "generator" in row.fixed else []
+
+
+def _all_generators(files: DatasetFiles, plan: Plan) -> list[str]:
+    return list(dict.fromkeys(name for row in plan.rows for name in _generators(files, row, plan)))
 
 
 def _samples(files: DatasetFiles, generator: str) -> int:
@@ -395,14 +416,18 @@ def _state(files: DatasetFiles, plan: Plan, config: BenchmarkConfig) -> str:
     import recbole
     import torch
 
-    generators = {row.fixed["generator"] for row in plan.rows if "generator" in row.fixed}
-    read = [files.inter, files.udoc, files.idoc, *map(files.gdoc, sorted(generators)), files.oracle]
+    read = [files.inter, files.udoc, files.idoc, *map(files.gdoc, _all_generators(files, plan)), files.oracle]
     read += [files.path(name) for name in ("user", "item", "swaps", "truth.npz")]
     read += [files.stage("sft"), files.stage("reward")]
     read += [files.split(name, part) for _, _, name in _drawn(plan) for part in PARTS]
-    read += map(manifest_path, _starts(files, plan))
+    models = {
+        f"{row.row}/{name}": sha256 for row in plan.rows
+        for name, sha256 in results.file_hashes(
+            language_model_files(row.model, _shipped(files, row, plan), files.name)
+        ).items()
+    }  # fmt: skip
     encoder = encoder_hash(encoder_folder(config.encoder))
-    depends_on = [recbole.__version__, torch.__version__, encoder, results.file_hashes(read)]
+    depends_on = [recbole.__version__, torch.__version__, encoder, results.file_hashes(read), models]
     return code_hash() + "-" + text_hash(json.dumps(depends_on, sort_keys=True))[:16]
 
 
@@ -465,9 +490,10 @@ def _final_jobs(files, plan: Plan, config: BenchmarkConfig, folder: Path, chosen
         for name, rule, seed in itertools.product(said["like"], plan.splits, plan.seeds):
             for key, values in said["values"].items():
                 for value in values:
-                    if key == "n_generated" and value > _samples(files, by_name[name].fixed["generator"]):
-                        continue
                     row = by_name[name]
+                    written = [_samples(files, generator) for generator in _generators(files, row, plan)]
+                    if key == "n_generated" and value > min(written, default=value):
+                        continue
                     jobs.append(_final(files, plan, config, folder, chosen, row, study, {key: value}, rule, seed))
     return sorted(jobs, key=lambda job: -job.more["tuning"]["seconds"])  # long ones first, so that no core waits
 

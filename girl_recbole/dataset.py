@@ -144,7 +144,12 @@ class GIRLDataset(Dataset):
                 raise DataError(f"{path}: no such file.{_split_command(token, name)}")
             parts.append(self._load_feat(path, FeatureSource.INTERACTION))
         if stages:
-            parts[0] = pd.concat([parts[0], *(self._stage(stage, parts) for stage in stages)], ignore_index=True)
+            observed = {stage: self._stage(stage) for stage in stages}
+            for stage in stages:
+                others = [frame for name, frame in observed.items() if name != stage]
+                parts[0] = pd.concat(
+                    [parts[0], self._joining(stage, observed[stage], parts, others)], ignore_index=True
+                )
             for field in (self.uid_field, self.iid_field):
                 parts[0][field] = parts[0][field].astype("category")
         for field in (self.uid_field, self.iid_field):
@@ -154,25 +159,29 @@ class GIRLDataset(Dataset):
         self.inter_feat = pd.concat(parts, ignore_index=True)
         self.file_size_list = [len(part) for part in parts]
 
-    def _stage(self, stage: str, parts: list[pd.DataFrame]) -> pd.DataFrame:
-        """The pairs of ``sft`` or ``reward`` that are in no part, with drawn mismatches where the stage has none."""
+    def _stage(self, stage: str) -> pd.DataFrame:
+        """The pairs of ``sft`` or ``reward``."""
         if stage not in ("sft", "reward"):
             raise ConfigError(f"train_stages: {stage!r} is no stage that has pairs; known: sft, reward.")
         path = self.files.stage(stage)
         if not path.exists():
             raise DataError(f"{path}: no such file; train_stages: [{stage}] needs the pairs of that stage.")
         frame = self._load_feat(path, FeatureSource.INTERACTION)
-        frame = frame.astype({self.uid_field: str, self.iid_field: str})
-        drawn = 0
+        return frame.astype({self.uid_field: str, self.iid_field: str})
+
+    def _joining(
+        self, stage: str, frame: pd.DataFrame, parts: list[pd.DataFrame], others: list[pd.DataFrame]
+    ) -> pd.DataFrame:
+        """The pairs of a stage that are in no part, with drawn mismatches, of which none is a pair of ``others``, where
+        the stage has none. A pair of several stages joins with the first."""
+        pair, drawn = [self.uid_field, self.iid_field], 0
         if frame[self.label_field].min() > 0.5:
-            other = _mismatches(
-                frame, self.config["train_stages_sampled"], self.uid_field, self.iid_field, self.config["seed"]
-            )
+            other = _mismatches(frame, self.config["train_stages_sampled"], *pair, self.config["seed"])
+            for observed in others:
+                other = other[~_in(other[pair], observed[pair])]
             drawn = len(other)
             frame = pd.concat([frame, other.assign(**{self.label_field: 0.0})], ignore_index=True)
-        pair = [self.uid_field, self.iid_field]
-        known = pd.concat([part[pair].astype(str) for part in parts], ignore_index=True)
-        repeated = pd.MultiIndex.from_frame(frame[pair]).isin(pd.MultiIndex.from_frame(known))
+        repeated = _in(frame[pair], pd.concat([part[pair].astype(str) for part in parts], ignore_index=True))
         _log.info("%s: %d pairs of %s join train (%d drawn mismatches among them; %d are in a part already, left out)",
                   self.dataset_name, (~repeated).sum(), stage, drawn, repeated.sum())  # fmt: skip
         return frame[~repeated][[name for name in parts[0] if name in frame]]
@@ -214,8 +223,12 @@ def _mismatches(matches: pd.DataFrame, count: int, user: str, item: str, seed: i
     rows = matches.loc[matches.index.repeat(count)].reset_index(drop=True)
     rows[item] = matches[item].to_numpy()[rng.integers(0, len(matches), len(rows))]
     pair = [user, item]
-    taken = pd.MultiIndex.from_frame(rows[pair]).isin(pd.MultiIndex.from_frame(matches[pair]))
-    return rows[~taken].drop_duplicates(pair)
+    return rows[~_in(rows[pair], matches[pair])].drop_duplicates(pair)
+
+
+def _in(rows: pd.DataFrame, others: pd.DataFrame) -> np.ndarray:
+    """(len(rows),) bool: which rows are among ``others``, all columns alike."""
+    return pd.MultiIndex.from_frame(rows).isin(pd.MultiIndex.from_frame(others))
 
 
 def _take(pairs: Interaction, index: torch.Tensor) -> Interaction:

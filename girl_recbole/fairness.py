@@ -36,6 +36,7 @@ import contextlib
 import copy
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -45,6 +46,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from recbole.data.interaction import Interaction
 
 from girl_recbole import llm
@@ -76,6 +78,7 @@ from girl_recbole.vectors import vectors_folder
 __all__ = ["Swap", "check_generator", "check_swaps", "read_swaps", "swap_changes", "write_swaps"]
 
 _log = logging.getLogger(__name__)
+_FOLDER = "girl-fairness-"
 _TOP = 5
 _REPLICATES = 1000
 _VALUES = 5  # an attribute with more of them is reported by up and down
@@ -324,6 +327,12 @@ def _compared(files, config, swaps: Sequence[Swap], regenerate: bool, saved_fold
         raise ConfigError(
             f"fairness_regenerate: {files.gdoc(generator)} is not there, so there is no JD to write anew."
         )
+    without = [user for user in users if not jds.get(user)]
+    if without:
+        _log.warning("%s: no JD of %d of %d seekers (first: %s), for whom none is written anew.", files.gdoc(generator),
+                     len(without), len(users), some_of(without))  # fmt: skip
+        users = [user for user in users if jds.get(user)]
+        swaps = [swap for swap in swaps if jds.get(swap.user)]
     write = _writer(files, generator, saved_folder)
     count = {user: len(jds[user]) for user in users}
     base = write([(cvs[user], cvs[user], count[user]) for user in users])
@@ -407,8 +416,8 @@ def _with_readers(model, config, dataset, files: DatasetFiles, readers: Sequence
     while any(mark in user for user in taken):
         mark += "~"
     names = [f"{reader.user}{mark}{n}" for n, reader in enumerate(readers)]
-    with tempfile.TemporaryDirectory(prefix="girl-fairness-") as folder:
-        copied = DatasetFiles(Path(folder) / files.name, files.name)
+    with _private_folder() as folder:
+        copied = DatasetFiles(folder / files.name, files.name)
         _write_copy(files, copied, config["generator"], readers, names)
         again = copy.deepcopy(config)
         again["data_path"], again["auto_embed"] = str(copied.folder), True
@@ -422,6 +431,19 @@ def _with_readers(model, config, dataset, files: DatasetFiles, readers: Sequence
         twin.load_state_dict(_extended(model.state_dict(), twin.state_dict(), first, source))
         twin.load_other_parameter(model.other_parameter())
         yield twin.eval(), data, first
+
+
+@contextlib.contextmanager
+def _private_folder():
+    """A temporary folder that nobody else can read. Those that killed processes left, with CVs in them, are removed."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*/.lock"):
+        try:
+            with FileLock(left, timeout=0):
+                shutil.rmtree(left.parent, ignore_errors=True)
+        except (Timeout, OSError):  # at work, or another user's
+            continue
+    with tempfile.TemporaryDirectory(prefix=_FOLDER) as folder, FileLock(Path(folder) / ".lock"):
+        yield Path(folder)
 
 
 def _write_copy(files, copied, generator: str, readers: Sequence[_Reader], names: Sequence[str]) -> None:

@@ -58,12 +58,19 @@ def collect(model, loader, config) -> dict[str, np.ndarray]:
 def calibrated(valid: np.ndarray, labels: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities of validation and test scores (N,), (M,) by Platt scaling on validation."""
     if ((valid >= 0) & (valid <= 1)).all():
-        valid, test = (logit(part.clip(_CLIP, 1 - _CLIP)) for part in (valid, test))
+        valid, test = _log_odds(valid), _log_odds(test)
     if labels.min() == labels.max():
         rate = (labels.sum() + 1) / (len(labels) + 2)
         return np.full(len(valid), rate), np.full(len(test), rate)
     a, b = fit_platt(valid, labels)
     return expit(a * valid + b), expit(a * test + b)
+
+
+def _log_odds(scores: np.ndarray) -> np.ndarray:
+    """The logit of probabilities, and of what is beyond them in test alone, so that it keeps its order."""
+    scores = np.asarray(scores, np.float64)
+    above, below = np.maximum(scores - (1 - _CLIP), 0), np.maximum(_CLIP - scores, 0)
+    return logit(scores.clip(_CLIP, 1 - _CLIP)) + np.log1p(above) - np.log1p(below)
 
 
 def scores(part: Mapping[str, np.ndarray], bins: int) -> dict[str, float]:

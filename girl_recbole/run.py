@@ -390,14 +390,30 @@ def _data_files(config) -> list[Path]:
     if config["model"] in MODELS:
         paths += [files.udoc, files.idoc, files.gdoc(config["generator"])]
         paths += [files.stage(stage) for stage in config["train_stages"] or ()]
-    if config["model"] == "FTLLM" and config["ftllm_base"] == "generator":
-        from girl_recbole.generate import generator_folder
-        from girl_recbole.manifest import manifest_path
-
-        paths.append(manifest_path(generator_folder(config["saved_folder"], files.name, config["start_generator"])))
+        paths += language_model_files(config["model"], config, files.name)
     if config["fairness_swaps"]:
         paths.append(files.path("swaps"))
     return paths
+
+
+def language_model_files(model: str, settings: Mapping[str, Any], dataset: str) -> list[Path]:
+    """The files that change when the language model does which FTLLM or BIGRec reads: the manifest of a generator of
+    ours, the weights in a folder of the user's; none of one that is named by its Hugging Face name."""
+    from girl_recbole.generate import generator_folder
+    from girl_recbole.manifest import manifest_path
+
+    if model == "FTLLM":
+        named, generator = settings["ftllm_base"], settings["start_generator"]
+        ours = named == "generator"
+    elif model == "BIGRec" and settings["bigrec_pooling"] != "sentence":
+        named, generator = settings["bigrec_lm"], settings["generator"]
+        ours = named is None
+    else:
+        return []
+    if ours:
+        return [manifest_path(generator_folder(settings["saved_folder"], dataset, generator))]
+    folder = Path(named)
+    return sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
 
 
 def _split_name(config) -> str:

@@ -48,7 +48,7 @@ _NOT_SEARCHED = ("seed", "split", "model", "dataset", "data_path", "results_file
                  "metrics", "eval_args", "predictions_folder")  # fmt: skip
 _WITHOUT_EFFECT = ("results_file", "checkpoint_dir", "predictions_folder", "data_path", "show_progress", "state",
                    "device", "tensorboard", "log_wandb", "seed")  # fmt: skip
-_NAMES_FILES = ("generator", "train_stages", "ftllm_base", "start_generator")
+_NAMES_FILES = ("generator", "train_stages", "ftllm_base", "start_generator", "bigrec_lm", "bigrec_pooling")
 _QUIET = {"show_progress": False, "state": "error", "tensorboard": False}
 
 
@@ -293,9 +293,13 @@ def _run(model, dataset, overrides, metric, depends_on, settings, seed, final) -
 
 def _effective(config) -> dict[str, Any]:
     """The settings of a run, without those of other stages and those that change no number."""
+    from girl_recbole.plugin import MODELS
     from girl_recbole.recbole_config import _run_keys
 
-    others = {key for key in load_properties(properties_file("overall.yaml")) if key not in _run_keys()}
+    read = {*_run_keys()}
+    if config["model"] in MODELS:  # FTLLM reads keys of the stages of the language model
+        read |= load_properties(properties_file(f"model/{config['model']}.yaml")).keys()
+    others = {key for key in load_properties(properties_file("overall.yaml")) if key not in read}
     return {
         key: value
         for key, value in config.final_config_dict.items()

@@ -84,14 +84,19 @@ class _Lane:
         return self._future is None or self._future.done()
 
     def submit(self, function: Callable, *arguments: Any) -> Future:
-        if self._future is not None and isinstance(self._future.exception(), BrokenExecutor):
+        try:
+            self._future = self._started().submit(function, *arguments)
+        except BrokenExecutor:  # killed at work, or since
             self.close()
+            self._future = self._started().submit(function, *arguments)
+        return self._future
+
+    def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=_prepare)
             self._pid = self._pool.submit(os.getpid)
-        self._future = self._pool.submit(function, *arguments)
-        return self._future
+        return self._pool
 
     def close(self, at_once: bool = False) -> None:
         if self._pool is None:

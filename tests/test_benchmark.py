@@ -210,6 +210,56 @@ def test_what_numbers_depend_on(toy, tiny_encoder, plan, tmp_path):
     assert len(set(states)) == 4
 
 
+@pytest.mark.parametrize("change", [
+    ("fixed: {generator: sft}}", "fixed: {}}"),  # the default of the package
+    ("fixed: {generator: sft}}", "space: {generator: [sft]}}"),
+    ("model: GIRLEnhancedMLP, fixed: {generator: sft}", "model: BM25, fixed: {lexical_query: generated}"),
+])  # fmt: skip
+def test_the_jds_that_a_row_reads_count_wherever_their_generator_is_named(toy, tiny_encoder, plan, tmp_path, change):
+    from girl_recbole.benchmark import _final_jobs, _kinds, _make_splits, _state
+
+    plan.write_text(PLAN.replace(*change).replace("fixed: {generated: zeros}", "fixed: {}"))
+    read = read_plan(str(plan))
+    assert _kinds(toy, read) == ["cv", "jd", "gen.sft"]
+    _make_splits(toy, read)
+    config = _config(plan, tmp_path, tiny_encoder)
+    chosen = {row.row: {"trials": 1, "space": {}, "best": {}, "seconds": 0} for row in read.rows}
+    studied = [job.more["varied"] for job in _final_jobs(toy, read, config, tmp_path, chosen) if job.more["varied"]]
+    assert {varied["n_generated"] for varied in studied} == {1, 2}  # two are there
+    before = _state(toy, read, config)
+    toy.gdoc("sft").write_text(toy.gdoc("sft").read_text() + "u1\t9\tone more\n")
+    assert _state(toy, read, config) != before
+
+
+def test_the_language_model_that_a_row_reads_counts(toy, tiny_encoder, plan, tmp_path):
+    from girl_recbole.benchmark import _make_splits, _state
+
+    (tmp_path / "lm").mkdir()
+    named = f"{{row: llm, model: FTLLM, fixed: {{ftllm_base: {tmp_path / 'lm'}}}}}"
+    pooled = f"{{row: big, model: BIGRec, fixed: {{bigrec_pooling: mean, bigrec_lm: {tmp_path / 'lm'}}}}}"
+    for row in (named, pooled):
+        plan.write_text(PLAN.replace("rows:", f"rows:\n  - {row}"))
+        read, states = read_plan(str(plan)), set()
+        _make_splits(toy, read)
+        for weights in ("some", "others"):
+            (tmp_path / "lm" / "model.safetensors").write_text(weights)
+            states.add(_state(toy, read, _config(plan, tmp_path, tiny_encoder)))
+        assert len(states) == 2
+
+
+def test_like_a_row_that_is_like_another(toy, plan, caplog):
+    from girl_recbole.benchmark import _with_texts
+
+    plan.write_text(PLAN.replace("compare:", "  - {row: more, like: zeros, fixed: {generator: other}}\ncompare:"))
+    assert [(row.row, row.like) for row in read_plan(str(plan)).rows][-2:] == [("zeros", "girl"), ("more", "girl")]
+    assert [row.row for row in read_plan(str(plan), only=["more"]).rows] == ["girl", "more"]
+    plan.write_text(PLAN.replace("{generator: sft}", "{generator: other}").replace("rows:", "rows:\n  - "
+                    "{row: dot, model: GIRLEnhancedDot, fixed: {generator: sft}}"))  # fmt: skip
+    kept = _with_texts(toy, read_plan(str(plan)))
+    assert [row.row for row in kept.rows] == ["dot", "base"]  # a control goes with the row that it is like
+    assert "no JDs of other, so these rows are left out: girl; zeros" in caplog.text
+
+
 def test_a_plans_settings_are_every_rows_and_no_row_is_a_mislabelled_copy(toy, plan, tmp_path):
     from girl_recbole.benchmark import _final_jobs, _has, _shipped_with
 
@@ -230,6 +280,8 @@ def test_a_plans_settings_are_every_rows_and_no_row_is_a_mislabelled_copy(toy, p
     (("model: GIRLBaseMLP", "model: Nope"), "unknown model 'Nope'"),
     (("seeds: [1, 2]", "seeds: [1, 1]"), "seeds: .1, 1.; different whole numbers"),
     (("trials: 2", "trials: many"), "trials: 'many'; a int is required"),
+    (("trials: 2", "trials: 0"), "trials: 0; at least 1 is required"),
+    (("trials: 1", "trials: 0"), "trials: 0; at least 1 is required"),
     (("compare:", "reference: Foo\ncompare:"), "no row 'Foo'"),
     (("like: [girl]", "like: [gril]"), "no row 'gril' - did you mean 'girl'.$"),
     (("compare:", "evaluate: [{rows: [Foo], seeds: [1], settings: {}}]\ncompare:"), "no row 'Foo'"),

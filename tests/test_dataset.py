@@ -265,5 +265,13 @@ def test_pairs_of_other_stages_join_train_and_no_other_part(toy, tiny_encoder):
     assert not set(drawn) & {*matches, *known}
     assert {user for user, _ in drawn} <= {user for user, _ in matches}
     assert {item for _, item in drawn} <= {item for _, item in matches}
+
+    answers = {*drawn[:5], *matches[:3]}  # of recruiters, in the other stage: matches of what else would be drawn
+    _write_stage(toy, "reward", [(*pair, 1, 1) for pair in answers] + [(*new[12], 0, 2)])
+    for stages in (["sft", "reward"], ["reward", "sft"]):
+        train = create_dataset(make_config(toy, tiny_encoder, train_stages=stages, train_stages_sampled=2)).build()[0]
+        pairs = _pairs(train)
+        assert len({pair[:2] for pair in pairs}) == len(pairs)
+        assert {(*pair, 1.0) for pair in answers} <= {*pairs}
     with pytest.raises(ConfigError, match="train_stages: 'rl' is no stage that has pairs"):
         create_dataset(make_config(toy, tiny_encoder, train_stages=["rl"]))

@@ -25,14 +25,15 @@ from girl_recbole.atomic import (
     read_generated,
     read_interactions,
     read_table,
+    write_generated,
     write_table,
 )
 from girl_recbole.config import make_config as stage_config
 from girl_recbole.errors import ConfigError, DataError
 from girl_recbole.evaluation import auc_gap, evaluate, group_rows
-from girl_recbole.fairness import Swap, _writer, read_swaps, write_swaps
+from girl_recbole.fairness import Swap, _compared, _private_folder, _writer, read_swaps, write_swaps
 from girl_recbole.generate import GenerateConfig, generate, generator_folder
-from girl_recbole.manifest import file_hash, write_manifest
+from girl_recbole.manifest import file_hash, manifest_path, write_manifest
 from girl_recbole.market.counterfactual import ATTRIBUTES, counterfactuals, swap, targets
 from girl_recbole.models.scorer import Scorer
 from girl_recbole.prompts import make_prompt
@@ -585,6 +586,34 @@ def test_regenerated_jds_have_rows_of_their_own(written, tiny_encoder, tmp_path)
     config["saved_folder"] = str(tmp_path / "nowhere")
     with pytest.raises(DataError, match="no such generator; fairness_regenerate writes JDs anew"):
         evaluate(net, config, train, test, valid)
+
+
+def test_seekers_without_a_jd_have_none_written_anew(written, tmp_path, caplog):
+    cvs, jds = read_docs(written.udoc), read_generated(written.gdoc("sft"))
+    some = list(jds)[:3]
+    rows = [(user, n, text) for user, texts in jds.items() if user != some[1] for n, text in enumerate(texts)]
+    write_generated(written.gdoc("sft"), rows)
+    manifest_path(written.gdoc("sft")).unlink()
+    swaps = [Swap(user, "trade", "one", "other", f"{cvs[user]} word1") for user in some]
+    compared = _compared(written, {"generator": "sft"}, swaps, True, str(tmp_path / "saved"))
+    anew = [one.swap for one in compared if one.jd == "regenerated"]
+    assert {one.user for one in anew} == {some[0], some[2]}
+    assert f"no JD of 1 of 3 seekers (first: {some[1]}), for whom none is written anew" in caplog.text
+
+
+def test_what_a_killed_process_left_of_its_copies_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    left = tmp_path / "girl-fairness-left"
+    (left / "toy").mkdir(parents=True)
+    (left / "toy" / "toy.udoc").write_text("a CV")
+    (left / ".lock").touch()
+    with _private_folder() as mine:
+        assert mine.parent == tmp_path
+        assert not left.exists()
+        with _private_folder() as other:
+            assert mine.exists()  # in use
+            assert other != mine
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_is_no_checkpoint(toy, tmp_path):

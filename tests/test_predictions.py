@@ -54,6 +54,9 @@ def test_scores_of_any_size_and_probabilities_are_both_calibrated():
     changed = predictions.calibrated(expit(truth[:900]), labels[:900], np.array([0.2, 0.9, 1.01]))[1]
     alone = predictions.calibrated(expit(truth[:900]), labels[:900], np.array([0.2, 0.9]))[1]
     assert changed[:2] == pytest.approx(alone)  # validation alone decides how scores are read
+    beyond = np.array([-40.0, -0.1, 0.0, 0.5, 1.0, 1.1, 2.0, 500.0])  # small scores in validation, others in test
+    ordered = predictions.calibrated(expit(truth[:900]), labels[:900], beyond)[1]
+    assert (np.diff(ordered) > 0).all()
     one_class = predictions.calibrated(truth[:100], np.ones(100), truth[100:102])
     assert one_class[1] == pytest.approx([101 / 102] * 2)
 

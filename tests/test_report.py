@@ -467,6 +467,23 @@ def test_warnings(tmp_path):
     assert "Not shown: no two rows of a seed have files of predictions" in page.said("p")
 
 
+def test_failed_trials_of_a_sweep_are_counted_one_by_one(tmp_path):
+    """Three failed; one of them was run again and is there."""
+    trial = {"depends_on": "h", "final": False, "settings": {"a": 1}, "test": None}
+    rows = [a_row(), *({**trial, "trial": number, "error": "it failed"} for number in (1, 2, 3))]
+    rows += [a_row(**trial, trial=3), {**trial, "final": True, "trial": 2, "seed": 5, "error": "it failed"}]
+    assert "3 runs failed and left no row" in written(tmp_path, rows).said("li")
+
+
+def test_a_training_whose_row_a_study_copies_took_its_time_once(tmp_path):
+    rows = [a_row("A", 1, checkpoint=None, predictions="one.npz", time_s={"train": 100.0})]
+    rows += [{**rows[0], "study": "data_size", "varied": {"train_share": 1.0}}]
+    rows += [a_row("B", 1, checkpoint=None, predictions="two.npz", time_s={"train": 20.0})]
+    page = written(tmp_path, rows)
+    assert "2 min" in page.said("dd")
+    assert "4 min" not in page.said("dd")
+
+
 def test_rows_without_odd_things_have_no_warning(tmp_path):
     rows = [a_row(label, seed) for label in "AB" for seed in (1, 2)]
     rows[0]["test"]["priorentropy"] = 0.6  # of the labels alone, so no row lacks it

@@ -418,6 +418,9 @@ def test_real_trials_and_processes(market, tmp_path):
         assert [row.get("threads") for row in rows] == [None, None, 1, 1]
         assert "ended from outside" in rows[1]["error"]
         assert rows[2]["process"] == rows[3]["process"] != rows[0]["process"]
+        os.kill(workers.submit(os.getpid).result(), signal.SIGKILL)  # while it has nothing to do
+        time.sleep(0.5)
+        assert workers.submit(os.getpid).result() != rows[3]["process"]
 
         space = {"learning_rate": [1e-9, 0.1], "embedding_size": [8, "eight"]}
         fixed = {
@@ -539,6 +542,16 @@ def test_all_searched_files_count(market):
         before = hashed(space)
         path.write_text("b")
         assert hashed(space) != before
+
+
+def test_what_ft_llm_reads_of_other_stages_counts_and_can_be_searched(market):
+    def hashed(space, **fixed):
+        overrides = {**LABELED, "ftllm_base": "tiny", **fixed}
+        return sweeps._plan("FTLLM", "tiny", "warm", parse_space(space), "grid", 1, overrides, "dataset").depends_on
+
+    made = {hashed({"learning_rate": [1e-4]}, **fixed) for fixed in ({}, {"max_cv_tokens": 64}, {"lora_rank": 8})}
+    made.add(hashed({"lora_rank": [0, 8]}))
+    assert len(made) == 4
 
 
 def test_code_that_a_run_can_import(tmp_path, monkeypatch):

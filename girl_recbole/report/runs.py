@@ -9,7 +9,7 @@ label     ``row``, or else the model and its settings that are not the shipped d
 split     without the suffix of a redrawn split: ``cold-s3`` of seed 3 is a draw of ``cold``
 axis      a study whose rows vary one number each is drawn against it: :attr:`Runs.axes`, study -> key
 the same  study, dataset, split, label, seed and what is varied: the last such row wins. A line with ``error`` is a
-          run that failed; it counts where no row of its ``job`` is there
+          run that failed; it counts where no row of its job, or of its trial, is there
 order     as asked for, else by ``kind`` as a benchmark has them (floor first, controls last), else that of the file
 metrics   of test; where ``calibrated`` has one it stands for the metric before Platt scaling. Rows that did not read
           the test part (a search's trials) are counted and not shown
@@ -176,8 +176,7 @@ def read_runs(paths: Sequence[Path], order: Sequence[str] = ()) -> Runs:
     """The rows of ``paths``. Raises ``DataError`` for a file without rows and a line that is not one."""
     lines = [(row, Path(path).parent) for path in paths for row in _read_rows(Path(path))]
     rows = [(row, folder) for row, folder in lines if "error" not in row]
-    done = {json.dumps(row["job"], sort_keys=True) for row, _ in rows if "job" in row}
-    failed = {json.dumps(row.get("job"), sort_keys=True) for row, _ in lines if "error" in row} - done
+    failed = {_what(row) for row, _ in lines if "error" in row} - {_what(row) for row, _ in rows}
     axes = _axes([row for row, _ in rows])
     own = {id(row): _own_settings(row) for row, _ in rows if not isinstance(row.get("row"), str)}
     shared = _shared(list(own.values()))
@@ -201,6 +200,16 @@ def read_runs(paths: Sequence[Path], order: Sequence[str] = ()) -> Runs:
     kinds = {kind: place for place, kind in enumerate(KINDS)}
     runs = sorted(kept.values(), key=lambda run: (places.get(run.label, len(places)), kinds.get(run.kind, len(kinds))))
     return Runs(runs, duplicates, unread, len(failed), axes, shared)
+
+
+def _what(row: Mapping[str, Any]) -> str:
+    """Which run a line is of, finished or failed: the job of a benchmark; the trial or final run of a sweep."""
+    if "job" in row:
+        return json.dumps(row["job"], sort_keys=True)
+    if "depends_on" not in row:
+        return json.dumps([row.get("timestamp"), row.get("error")])
+    number = row.get("seed") if row.get("final") else row.get("trial")
+    return json.dumps([row.get("depends_on"), row.get("final"), row.get("settings"), number], sort_keys=True)
 
 
 def read_json(path: Path, what: str, kind: type = dict, key: str | None = None) -> Any:

@@ -53,7 +53,10 @@ def all_sections(
 def facts(runs: Runs, paths: Sequence[Path]) -> list[tuple[str, str]]:
     """What the summary says: (name, value)."""
     rows = [run.row for run in runs.runs]
-    trained = {row.get("checkpoint") or number: mapping(row.get("time_s")) for number, row in enumerate(rows)}
+    trained = {  # once where rows of a benchmark are of one training
+        row.get("checkpoint") or row.get("predictions") or number: mapping(row.get("time_s"))
+        for number, row in enumerate(rows)
+    }
     seconds = sum(number(value) or 0.0 for times in trained.values() for value in times.values())
     seeds = sorted({run.seed for run in runs.runs}, key=seed_order)
     machines = distinct(_machine(row["machine"]) for row in rows if isinstance(row.get("machine"), dict))
