@@ -269,9 +269,10 @@ def write_users(path: Path, users: Iterable[str]) -> None:
 # ------------------------------------------------------------------------------------------------------- documents
 
 
-def iter_docs(path: Path) -> Iterator[tuple[str, str]]:
+def iter_docs(path: Path, distinct: bool = True) -> Iterator[tuple[str, str]]:
     """Stream ``(id, text)`` of a ``.udoc`` or ``.idoc``, in file order; memory is that of one document, of the last
-    _RECENT ids, and 16 bytes for each id before them.
+    _RECENT ids, and 16 bytes for each id before them. ``distinct=False``: of one document; the file was read before,
+    so no id is compared with others.
 
     Raises ``DataError`` for a duplicate id (at its line, or up to _RECENT documents later), a malformed row, bytes that
     are not UTF-8, or a file cut short.
@@ -280,7 +281,7 @@ def iter_docs(path: Path) -> Iterator[tuple[str, str]]:
     if len(names) != 2 or types[1] not in ("text", "token_seq"):
         raise DataError(f"{path}: the header must be ID:token<tab>DOC:text (or token_seq), not {names}.")
     rows = iter_rows(path, fields=2, ours=types[1] == "text")
-    seen = _Distinct(path)
+    seen = _Distinct(path) if distinct else _Unchecked()
     if types[1] == "text":
         for line, (key, text) in rows:
             seen.add(key, line)
@@ -501,10 +502,23 @@ class _Distinct:
         self._recent = {}
         self._held.append(np.sort(new))
         while len(self._held) > 1 and len(self._held[-2]) <= len(self._held[-1]):
-            self._held[-2:] = [np.sort(np.concatenate(self._held[-2:]), kind="stable")]
+            both = np.concatenate(self._held[-2:])
+            del self._held[-2:]
+            both.sort()
+            self._held.append(both)
 
     def _again(self, key: str, line: int) -> DataError:
         return DataError(f"{self._path}: line {line}: second document of {key}; ids must be unique.")
+
+
+class _Unchecked:
+    """In the place of :class:`_Distinct` where the ids were checked before."""
+
+    def add(self, key: str, line: int) -> None:
+        pass
+
+    def check(self) -> None:
+        pass
 
 
 def escape_text(text: str, path: Path, key: str) -> str:

@@ -165,7 +165,10 @@ class _Texts:
             self._read(kind, keys, lengths)
             self.rows[kind] = range(start, len(lengths))
         each = as_keys(keys)
-        self.keys = np.unique(each)
+        self.keys = np.sort(each)
+        new = np.ones(len(each), bool)
+        new[1:] = self.keys[1:] != self.keys[:-1]
+        self.keys = self.keys if new.all() else self.keys[new]
         self.which = np.empty(len(each), np.int32)
         for at in range(0, len(each), _IDS):
             self.which[at : at + _IDS] = np.searchsorted(self.keys, each[at : at + _IDS])
@@ -227,13 +230,13 @@ class _Texts:
                 raise _Changed(kind)
 
     def _texts_of(self, kind: str) -> Iterator[str]:
-        stream = stream_texts(self._files, kind, self._wanted[kind], self.samples[kind])
+        stream = stream_texts(self._files, kind, self._wanted[kind], self.samples[kind], again=True)
         return chain.from_iterable(texts for _, _, texts in stream)
 
     def table(self, kind: str) -> Iterator[tuple[str, int, int, bytes]]:
         """(id, sample, number of the text, its key) row by row; ``_Changed`` if the file is not what it was."""
         digest, row = self._digest(), self.rows[kind].start
-        for key, _, texts in stream_texts(self._files, kind, self._wanted[kind], self.samples[kind]):
+        for key, _, texts in stream_texts(self._files, kind, self._wanted[kind], self.samples[kind], again=True):
             for sample, text in enumerate(texts):
                 _add_row(digest, key, sample, of := key_of(text))
                 if row == self.rows[kind].stop:

@@ -97,13 +97,17 @@ def find_seekers(files: DatasetFiles, wanted: np.ndarray, stages: Iterable[str] 
             f"{files.udoc}: {len(missing)} of {len(wanted)} seekers have no CV ({some_of(missing)}); each needs one."
         )
     found = as_keys(keys)
-    _, firsts, which = np.unique(found, return_index=True, return_inverse=True)
     if by_seeker:
+        _, firsts, which = np.unique(found, return_index=True, return_inverse=True)
         whose = as_keys(owners)
         pairs = ((found[first : first + 1].tobytes(), whose[first : first + 1].tobytes()) for first in firsts)
         found = as_keys(_pair(*pair) for pair in pairs)[which]
+    order = np.argsort(found, kind="stable")  # of equal keys the first comes first
     first = np.zeros(len(found), bool)
-    first[firsts] = True
+    first[order[:1]] = True
+    for at in range(1, len(order), _ROWS):
+        here = order[at : at + _ROWS]
+        first[here] = found[here] != found[order[at - 1 : at - 1 + len(here)]]
     return Seekers(np.frombuffer(places, np.int64), found, first, digest.hexdigest(), udoc_sha256, empty, by_seeker)
 
 
@@ -114,7 +118,7 @@ def _pair(cv: bytes, user: bytes) -> bytes:
 def walk(files: DatasetFiles, seekers: Seekers) -> Iterator[tuple[str, str, bool, int]]:
     """(id, CV, is the first with its key, number) of each seeker, streaming."""
     at, end = 0, len(seekers.places)
-    for place, (user, cv) in enumerate(iter_docs(files.udoc)):
+    for place, (user, cv) in enumerate(iter_docs(files.udoc, distinct=False)):
         if at < end and place == seekers.places[at]:
             yield user, cv, bool(seekers.first[at]), at
             at += 1

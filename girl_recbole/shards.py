@@ -162,9 +162,11 @@ class Shards:
     def _find(self, keys: np.ndarray) -> np.ndarray:
         """(n,) the row of each of ``keys``, -1 where there is none."""
         if len(self._sorted) < len(self._shard):  # shards were added
-            held = as_keys(bytes(self._keys))
+            self._sorted, self._order = as_keys(b""), np.empty(0, np.int32)  # the old ones before the new ones
+            held = as_keys(self._keys)  # a view, gone when this is done: what is viewed cannot grow
             self._order = np.argsort(held, kind="stable").astype(np.int32)
             self._sorted = held[self._order]
+            del held
         if not len(self._sorted):
             return np.full(len(keys), -1)
         at = np.minimum(np.searchsorted(self._sorted, keys), len(self._sorted) - 1)

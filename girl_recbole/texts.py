@@ -76,13 +76,13 @@ def id_column(kind: str) -> str:
 
 
 def stream_texts(
-    files: DatasetFiles, kind: str, wanted: np.ndarray | None, n_samples: int | None
+    files: DatasetFiles, kind: str, wanted: np.ndarray | None, n_samples: int | None, again: bool = False
 ) -> Iterator[tuple[str, int, list[str]]]:
     """(id, place of its key in ``wanted``, its first n_samples texts) in file order. ``wanted``: sorted keys of ids;
-    None: all, with place -1."""
+    None: all, with place -1. ``again``: the file was read before, so that ids are not compared with one another."""
     path = text_file(files, kind)
     if not kind.startswith("gen."):
-        docs = ((key, [text]) for key, text in iter_docs(path))
+        docs = ((key, [text]) for key, text in iter_docs(path, distinct=not again))
     elif manifest_path(path).exists():
         docs = iter_generated(path)
     else:
