@@ -77,6 +77,7 @@ _ESCAPED = re.compile(r"\\(.?)", re.DOTALL)
 _UNUSUAL = re.compile(rb"[^\t\n\x21-\x7e]")
 _BAD_ID = re.compile(r"[\s\0]")
 _RECENT = 1 << 16  # ids of documents that are held as they are
+_LINES_BYTES = 1 << 22  # of a file whose lines are checked at once; masks of it take five times as much
 _TYPES = ("token", "token_seq", "float", "float_seq", "text")
 
 
@@ -411,7 +412,7 @@ def check_lines(path: Path, fields: int) -> tuple[int, bool]:
     number, tail, broken, count, plain = 1, b"", [], 0, True  # number: the line before those of the block
     with open(path, "rb") as file:
         file.readline()
-        while block := file.read(1 << 24):
+        while block := file.read(_LINES_BYTES):
             plain = plain and not _UNUSUAL.search(block)
             whole, end, rest = block.rpartition(b"\n")
             if not end:

@@ -46,6 +46,7 @@ from girl_recbole.manifest import TextDigest, file_hash, text_hash, write_manife
 from girl_recbole.shards import as_keys, key_of
 from girl_recbole.texts import (
     check_generated,
+    distinct,
     find_keys,
     first_of,
     generated_kinds,
@@ -165,10 +166,7 @@ class _Texts:
             self._read(kind, keys, lengths)
             self.rows[kind] = range(start, len(lengths))
         each = as_keys(keys)
-        self.keys = np.sort(each)
-        new = np.ones(len(each), bool)
-        new[1:] = self.keys[1:] != self.keys[:-1]
-        self.keys = self.keys if new.all() else self.keys[new]
+        self.keys = distinct(np.array(each))
         self.which = np.empty(len(each), np.int32)
         for at in range(0, len(each), _IDS):
             self.which[at : at + _IDS] = np.searchsorted(self.keys, each[at : at + _IDS])

@@ -27,6 +27,7 @@ from girl_recbole.shards import KEY_BYTES, as_keys, key_of
 
 __all__ = [
     "check_generated",
+    "distinct",
     "find_keys",
     "first_of",
     "generate_command",
@@ -111,8 +112,16 @@ def sorted_keys(ids: Iterable[str]) -> np.ndarray:
     for key in ids:
         more += key_of(key)
         if len(more) == _IDS * KEY_BYTES:
-            found, more = np.unique(np.concatenate([found, as_keys(more)])), bytearray()
-    return np.unique(np.concatenate([found, as_keys(more)]))
+            found, more = distinct(np.concatenate([found, as_keys(more)])), bytearray()
+    return distinct(np.concatenate([found, as_keys(more)]))
+
+
+def distinct(keys: np.ndarray) -> np.ndarray:
+    """The different ones of ``keys``, sorted; ``keys`` are sorted in their place, so that nothing is held twice."""
+    keys.sort()
+    new = np.ones(len(keys), bool)
+    new[1:] = keys[1:] != keys[:-1]
+    return keys if new.all() else keys[new]
 
 
 def is_blank(text: str) -> bool:

@@ -58,7 +58,7 @@ __all__ = [
     "vectors_folder",
 ]
 
-_PIECE_BYTES = 1 << 25  # of vectors that are copied at a time
+_PIECE_BYTES = 1 << 23  # of vectors that are copied at a time
 # what decides a vector beside text and encoder: key, usual value, what another one adds to the folder's name
 _SETTINGS = (("max_text_tokens", None, "-t{}"), ("text_windows", 1, "-w{}"), ("encoder_precision", "float32", "-{}"))
 
