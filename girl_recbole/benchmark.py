@@ -47,7 +47,7 @@ from girl_recbole.encoder import encoder_folder, encoder_hash
 from girl_recbole.errors import ConfigError, DataError, suggest
 from girl_recbole.generate import generator_folder
 from girl_recbole.jobs import Job, code_hash, name_of, read_lines, run_jobs
-from girl_recbole.manifest import text_hash
+from girl_recbole.manifest import cached_file_hash, text_hash
 from girl_recbole.plugin import MODELS
 from girl_recbole.recbole_config import check_known, check_model
 from girl_recbole.run import language_model_files
@@ -59,8 +59,10 @@ __all__ = ["BenchmarkConfig", "Plan", "benchmark", "compare", "draw_settings", "
 _log = logging.getLogger(__name__)
 _PLAN = ("splits", "seeds", "trials", "tuning_split", "settings", "reference", "evaluate", "rows",
          "compare", "studies", "quick")  # fmt: skip
+_STUDY = ("like", "values", "compare")
 _EVALUATE = ("rows", "seeds", "settings")
-_READ_JDS = ("GIRLEnhancedMLP", "GIRLEnhancedDot", "BIGRec", "BIGRecMLP")  # other models where they are told to
+_DECIDES = ("generator", "generated", "lexical_query", "boosting_generated", "bigrec_lm", "bigrec_pooling",
+            "ftllm_base", "start_generator", "saved_folder")  # fmt: skip
 _ROW = ("row", "model", "like", "kind", "fixed", "space")
 
 
@@ -177,9 +179,12 @@ def read_plan(name: str, *, quick: bool = False, only: Sequence[str] = ()) -> Pl
             model=entry["model"] if like is None else like.model,
             kind=entry.get("kind", "model"),
             fixed={**(like.fixed if like else {}), **entry.get("fixed", {})},
-            space=entry.get("space") or {},
+            space=like.space if like else entry.get("space") or {},
             like=like and (like.like or like.row),
         )
+        settled = [key for key in entry.get("fixed", {}) if key in row.space]
+        if settled:
+            raise ConfigError(f"{path}: row {row.row!r}: {', '.join(settled)}: both fixed and searched.")
         if row.row in rows:
             raise ConfigError(f"{path}: two rows are named {row.row!r}.")
         rows[row.row] = row
@@ -233,11 +238,20 @@ def _check_plan(given: Mapping[str, Any], path: Path) -> None:
     for seeds in (given["seeds"], short.get("seeds", [])):
         if len(set(map(str, seeds))) < len(seeds) or not all(isinstance(seed, int) for seed in seeds):
             raise ConfigError(f"{path}: seeds: {seeds}; different whole numbers are required.")
+    for name, study in (given.get("studies") or {}).items():
+        _check_keys(study, _STUDY, f"{path}: study {name}")
+        if not {"like", "values"} <= {*study}:
+            raise ConfigError(f"{path}: study {name}: like (rows) and values are required.")
+        for key, values in {"like": study["like"], **study["values"]}.items():
+            if len({json.dumps(value, sort_keys=True) for value in values}) < len(values):
+                raise ConfigError(f"{path}: study {name}: {key}: {values}; different ones are required.")
     for entry in given.get("evaluate") or ():
         _check_keys(entry, _EVALUATE, f"{path}: evaluate")
     for entry in given["rows"]:
         if not isinstance(entry, dict) or "row" not in entry or not {"model", "like"} & {*entry}:
             raise ConfigError(f"{path}: rows: {entry!r}; a name (row) and a model, or like, are required.")
+        if "like" in entry and entry.get("space"):
+            raise ConfigError(f"{path}: row {entry['row']!r}: a row like another has its settings, so no space.")
 
 
 def draw_settings(
@@ -307,14 +321,18 @@ def _starts(files: DatasetFiles, plan: Plan) -> list[Path]:
 
 def _with_texts(files: DatasetFiles, plan: Plan) -> Plan:
     """The plan without rows that read the JDs of a generator that has none here, said in a warning."""
-    wanted = _all_generators(files, plan)
+    needed = {}
+    for row in plan.rows:  # of searched generators those that are named, though the shipped one is tried, too
+        named = row.space.get("generator")
+        needed[row.row] = [name for name in _generators(files, row, plan) if named is None or name in named]
+    wanted = list(dict.fromkeys(itertools.chain.from_iterable(needed.values())))
     missing = [name for name in wanted if not files.gdoc(name).exists()]
     if wanted and missing == wanted:
         raise DataError(
             f"{files.gdoc(missing[0])}: no such file; rows of the benchmark read the JDs of {', '.join(missing)}. Run "
             f"`girl align {files.name}`, or name the other rows (--benchmark_only)."
         )
-    left_out = [row.row for row in plan.rows if {*_generators(files, row, plan)} & {*missing}]
+    left_out = [name for name, read in needed.items() if {*read} & {*missing}]
     left_out += [row.row for row in plan.rows if row.like in left_out and row.row not in left_out]
     if left_out:
         _log.warning("%s: no JDs of %s, so these rows are left out: %s. `girl align %s` writes them.", files.name,
@@ -347,7 +365,7 @@ def _label(named: str | Mapping[str, Any]) -> str:
 
 def _most_samples(files: DatasetFiles, plan: Plan) -> int:
     """How many JDs a seeker the plan reads at most, of those that are there."""
-    names = _all_generators(files, plan)
+    names = [name for name in _all_generators(files, plan) if files.gdoc(name).exists()]
     studies = plan.studies.get("generation_number", {}).get("values", {})
     return min(max([1, *studies.get("n_generated", [1])]), max((_samples(files, name) for name in names), default=1))
 
@@ -388,16 +406,35 @@ def _without_warm(files: DatasetFiles, plan: Plan) -> Plan:
 
 
 def _kinds(files: DatasetFiles, plan: Plan) -> list[str]:
-    return ["cv", "jd", *(f"gen.{name}" for name in _all_generators(files, plan))]
+    return ["cv", "jd", *(f"gen.{name}" for name in _all_generators(files, plan) if files.gdoc(name).exists())]
+
+
+def _variants(files: DatasetFiles, row: Row, plan: Plan) -> list[dict[str, Any]]:
+    """The settings of a row with every value, searched or studied, of the keys that decide which texts and language
+    models it reads."""
+    searched = [{}, *_points({key: row.space[key] for key in _DECIDES if key in row.space})]
+    studied = [
+        {key: value} for study in plan.studies.values() if row.row in study["like"]
+        for key, values in study["values"].items() if key in _DECIDES for value in values
+    ]  # fmt: skip
+    shipped = _shipped(files, row, plan)
+    return [{**shipped, **one, **other} for one in searched for other in ({}, *studied)]
+
+
+def _points(space: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
 
 
 def _generators(files: DatasetFiles, row: Row, plan: Plan) -> list[str]:
-    """The generators whose JDs a row reads; several where they are searched."""
-    settings = _shipped(files, row, plan)
-    reads = settings.get("boosting_generated") or settings.get("lexical_query", "cv") != "cv"
-    if "generator" in row.space:
-        return list(row.space["generator"])
-    return [settings["generator"]] if reads or row.model in _READ_JDS or "generator" in row.fixed else []
+    """The generators whose JDs a row reads; several where they are searched or studied."""
+    read = [said["generator"] for said in _variants(files, row, plan) if _reads_jds(row.model, said)]
+    return list(dict.fromkeys(read))
+
+
+def _reads_jds(model: str, settings: Mapping[str, Any]) -> bool:
+    if model in ("GIRLEnhancedMLP", "GIRLEnhancedDot", "BIGRec", "BIGRecMLP"):
+        return settings.get("generated", "real") in ("real", "shuffled")
+    return bool(settings.get("boosting_generated")) or settings.get("lexical_query", "cv") != "cv"
 
 
 def _all_generators(files: DatasetFiles, plan: Plan) -> list[str]:
@@ -420,12 +457,10 @@ def _state(files: DatasetFiles, plan: Plan, config: BenchmarkConfig) -> str:
     read += [files.path(name) for name in ("user", "item", "swaps", "truth.npz")]
     read += [files.stage("sft"), files.stage("reward")]
     read += [files.split(name, part) for _, _, name in _drawn(plan) for part in PARTS]
-    models = {
-        f"{row.row}/{name}": sha256 for row in plan.rows
-        for name, sha256 in results.file_hashes(
-            language_model_files(row.model, _shipped(files, row, plan), files.name)
-        ).items()
-    }  # fmt: skip
+    models = [
+        [row.row, path.name, cached_file_hash(path)] for row in plan.rows for settings in _variants(files, row, plan)
+        for path in language_model_files(row.model, settings, files.name) if path.is_file()
+    ]  # fmt: skip
     encoder = encoder_hash(encoder_folder(config.encoder))
     depends_on = [recbole.__version__, torch.__version__, encoder, results.file_hashes(read), models]
     return code_hash() + "-" + text_hash(json.dumps(depends_on, sort_keys=True))[:16]
@@ -491,8 +526,9 @@ def _final_jobs(files, plan: Plan, config: BenchmarkConfig, folder: Path, chosen
             for key, values in said["values"].items():
                 for value in values:
                     row = by_name[name]
-                    written = [_samples(files, generator) for generator in _generators(files, row, plan)]
-                    if key == "n_generated" and value > min(written, default=value):
+                    settings = {**_shipped(files, row, plan), **chosen[name]["best"]}
+                    reads = key == "n_generated" and _reads_jds(row.model, settings)
+                    if reads and value > _samples(files, settings["generator"]):
                         continue
                     jobs.append(_final(files, plan, config, folder, chosen, row, study, {key: value}, rule, seed))
     return sorted(jobs, key=lambda job: -job.more["tuning"]["seconds"])  # long ones first, so that no core waits

@@ -60,7 +60,7 @@ def mean_and_half(values: Sequence[float]) -> tuple[float, float | None]:
     values = np.asarray(values, dtype=float)
     if len(values) < 2:
         return float(values.mean()), None
-    if (values == values[0]).all():  # a mean of equal values may differ from them in the last bit
+    if np.ptp(values) <= 1e-12:  # equal but for rounding
         return float(values[0]), 0.0
     half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return float(values.mean()), float(half)

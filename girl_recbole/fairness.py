@@ -323,10 +323,9 @@ def _compared(files, config, swaps: Sequence[Swap], regenerate: bool, saved_fold
     ]
     if not regenerate:
         return compared
-    if not jds:
-        raise ConfigError(
-            f"fairness_regenerate: {files.gdoc(generator)} is not there, so there is no JD to write anew."
-        )
+    if not any(jds.values()):
+        lacking = "has none of these seekers" if files.gdoc(generator).exists() else "is not there"
+        raise ConfigError(f"fairness_regenerate: {files.gdoc(generator)} {lacking}, so there is no JD to write anew.")
     without = [user for user in users if not jds.get(user)]
     if without:
         _log.warning("%s: no JD of %d of %d seekers (first: %s), for whom none is written anew.", files.gdoc(generator),

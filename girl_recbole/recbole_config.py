@@ -148,9 +148,11 @@ class Config(StockConfig):
                 continue
             if not any(_fits(value, kind) for kind in kinds):
                 raise ConfigError(f"{key}: {value!r} is a {type(value).__name__}; {' or '.join(kinds)} is required.")
-            if _fits(self.internal_config_dict.get(key), "float") and not isinstance(value, (Real, list, type(None))):
+            if _fits(self.internal_config_dict.get(key), "float") and not isinstance(
+                value, (Real, list, tuple, type(None))
+            ):
                 raise ConfigError(f"{key}: {value!r} is a {type(value).__name__}; a number is required.")
-            if key in _COUNTS and value < 1:
+            if key in _COUNTS and not (isinstance(value, Real) and value >= 1):
                 raise ConfigError(f"{key}: {value}; at least 1 is required.")
 
     def _check_saving(self):
@@ -286,7 +288,7 @@ sys.modules["recbole.config"].Config = Config
 
 _SAVING = ("save_dataset", "save_dataloaders", "dataset_save_path", "dataloaders_save_path")
 _CHECKED_BY_MODELS = ("mlp_hidden_sizes", "dropout_prob", "generated", "n_generated", "tune_encoder")
-_COUNTS = ("train_batch_size", "eval_batch_size", "eval_step")
+_COUNTS = ("train_batch_size", "eval_batch_size")
 _UNPICKLED = ("model_class", "yaml_loader", "_arguments")
 _SHOWN = ("seed", "split", "generator", "encoder", "calibrate")
 

@@ -4,6 +4,7 @@ import logging
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side
 
 import numpy as np
 import pandas as pd

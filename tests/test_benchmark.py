@@ -214,6 +214,8 @@ def test_what_numbers_depend_on(toy, tiny_encoder, plan, tmp_path):
     ("fixed: {generator: sft}}", "fixed: {}}"),  # the default of the package
     ("fixed: {generator: sft}}", "space: {generator: [sft]}}"),
     ("model: GIRLEnhancedMLP, fixed: {generator: sft}", "model: BM25, fixed: {lexical_query: generated}"),
+    ("model: GIRLEnhancedMLP, fixed: {generator: sft}", "model: BM25, space: {lexical_query: [cv, generated]}"),
+    ("model: GIRLEnhancedMLP, fixed: {generator: sft}", "model: GradientBoosting, space: {boosting_generated: [True]}"),
 ])  # fmt: skip
 def test_the_jds_that_a_row_reads_count_wherever_their_generator_is_named(toy, tiny_encoder, plan, tmp_path, change):
     from girl_recbole.benchmark import _final_jobs, _kinds, _make_splits, _state
@@ -223,7 +225,8 @@ def test_the_jds_that_a_row_reads_count_wherever_their_generator_is_named(toy, t
     assert _kinds(toy, read) == ["cv", "jd", "gen.sft"]
     _make_splits(toy, read)
     config = _config(plan, tmp_path, tiny_encoder)
-    chosen = {row.row: {"trials": 1, "space": {}, "best": {}, "seconds": 0} for row in read.rows}
+    best = {row.row: {key: values[-1] for key, values in row.space.items()} for row in read.rows}
+    chosen = {name: {"trials": 1, "space": {}, "best": settings, "seconds": 0} for name, settings in best.items()}
     studied = [job.more["varied"] for job in _final_jobs(toy, read, config, tmp_path, chosen) if job.more["varied"]]
     assert {varied["n_generated"] for varied in studied} == {1, 2}  # two are there
     before = _state(toy, read, config)
@@ -245,6 +248,27 @@ def test_the_language_model_that_a_row_reads_counts(toy, tiny_encoder, plan, tmp
             (tmp_path / "lm" / "model.safetensors").write_text(weights)
             states.add(_state(toy, read, _config(plan, tmp_path, tiny_encoder)))
         assert len(states) == 2
+
+
+def test_rows_that_read_no_jds_need_none(toy, plan):
+    from girl_recbole.benchmark import _kinds, _with_texts
+
+    toy.gdoc("sft").unlink()
+    plan.write_text(PLAN.replace("fixed: {generator: sft}", "fixed: {generated: cv}"))
+    read = _with_texts(toy, read_plan(str(plan)))
+    assert [row.row for row in read.rows] == ["base", "girl", "zeros"]
+    assert _kinds(toy, read) == ["cv", "jd"]
+
+
+def test_a_control_of_a_row_whose_generator_is_searched_or_studied(toy, plan):
+    from girl_recbole.benchmark import _all_generators, _with_texts
+
+    toy.gdoc("sft").rename(toy.gdoc("ppo"))
+    plan.write_text(PLAN.replace("fixed: {generator: sft}", "space: {generator: [ppo]}"))
+    assert [row.row for row in _with_texts(toy, read_plan(str(plan))).rows] == ["base", "girl", "zeros"]
+    studied = PLAN.replace("values: {n_generated: [1, 2, 5]}", "values: {generator: [ppo, dpo]}")
+    plan.write_text(studied)
+    assert _all_generators(toy, read_plan(str(plan))) == ["sft", "ppo", "dpo"]
 
 
 def test_like_a_row_that_is_like_another(toy, plan, caplog):
@@ -282,6 +306,11 @@ def test_a_plans_settings_are_every_rows_and_no_row_is_a_mislabelled_copy(toy, p
     (("trials: 2", "trials: many"), "trials: 'many'; a int is required"),
     (("trials: 2", "trials: 0"), "trials: 0; at least 1 is required"),
     (("trials: 1", "trials: 0"), "trials: 0; at least 1 is required"),
+    (("fixed: {generated: zeros}", "fixed: {generated: zeros}, space: {learning_rate: [1]}"), "so no space"),
+    (("{generator: sft}", "{generator: sft}, space: {generator: [ppo]}"), "row 'girl': generator: both fixed and sea"),
+    (("values: {n_generated: [1, 2, 5]}", "values: {n_generated: [1, 1]}"), "n_generated: .1, 1.; different ones"),
+    (("like: [girl], values", "like: [girl, girl], values"), "like: .'girl', 'girl'.; different ones"),
+    (("like: [girl], values: {n_generated: [1, 2, 5]}", "values: {}"), "like .rows. and values are required"),
     (("compare:", "reference: Foo\ncompare:"), "no row 'Foo'"),
     (("like: [girl]", "like: [gril]"), "no row 'gril' - did you mean 'girl'.$"),
     (("compare:", "evaluate: [{rows: [Foo], seeds: [1], settings: {}}]\ncompare:"), "no row 'Foo'"),

@@ -265,6 +265,7 @@ def test_the_command(market, capsys):
     (["-m", "GIRLBaseMLP", "--learning_rate=abc"], "learning_rate: 'abc' is a str; float is required."),
     (["-m", "NeuMF", "--learning_rate=abc"], "learning_rate: 'abc' is a str; a number is required."),
     (["-m", "NeuMF", "--train_batch_size=0"], "train_batch_size: 0; at least 1 is required."),
+    (["-m", "NeuMF", "--eval_batch_size=null"], "eval_batch_size: None; at least 1 is required."),
     (["-m", "NeuMF", "--dropout_prob=1.5"], "NeuMF: dropout probability has to be between 0 and 1"),
     (["-m", "GIRLBaseMLP", "--metrics=[AUC,3]"], "metrics: ['AUC', 3] is a list; list of str is required."),
     (["-m", "GIRLBaseMLP", "--encoder_lora_rank=a"], "encoder_lora_rank: 'a' is a str; int is required."),

@@ -544,6 +544,23 @@ def test_all_searched_files_count(market):
         assert hashed(space) != before
 
 
+def test_language_models_that_are_searched_count_each(market, tmp_path):
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "model.safetensors").write_text("some")
+    space = parse_space({"ftllm_base": [str(folder) for folder in folders]})
+
+    def hashed():
+        return sweeps._plan("FTLLM", "tiny", "warm", space, "grid", 1, LABELED, "dataset").depends_on
+
+    made = {hashed()}
+    for folder in folders:
+        (folder / "model.safetensors").write_text(f"others of {folder.name}")
+        made.add(hashed())
+    assert len(made) == 3
+
+
 def test_what_ft_llm_reads_of_other_stages_counts_and_can_be_searched(market):
     def hashed(space, **fixed):
         overrides = {**LABELED, "ftllm_base": "tiny", **fixed}
