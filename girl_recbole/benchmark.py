@@ -27,6 +27,7 @@ probabilities. Times are those of a process on one thread, beside others.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import logging
@@ -44,10 +45,10 @@ from girl_recbole.comparison import holm, paired_difference
 from girl_recbole.config import load_properties, make_config, properties_file
 from girl_recbole.embed import EmbedConfig, embed
 from girl_recbole.encoder import encoder_folder, encoder_hash
-from girl_recbole.errors import ConfigError, DataError, suggest
+from girl_recbole.errors import ConfigError, DataError, suggest_or_list
 from girl_recbole.generate import generator_folder
 from girl_recbole.jobs import Job, code_hash, name_of, read_lines, run_jobs
-from girl_recbole.manifest import cached_file_hash, text_hash
+from girl_recbole.manifest import text_hash
 from girl_recbole.plugin import MODELS
 from girl_recbole.recbole_config import check_known, check_model
 from girl_recbole.run import language_model_files
@@ -117,8 +118,9 @@ def benchmark(files: DatasetFiles, config: BenchmarkConfig, *, quick: bool = Fal
     processes = config.benchmark_jobs or cores()
     _make_splits(files, plan)
     _make_generator(files, plan)
-    beyond = "train_stages" in plan.settings or any("train_stages" in {**row.fixed, **row.space} for row in plan.rows)
-    beyond |= any("train_stages" in study["values"] and study["like"] for study in plan.studies.values())
+    said = [plan.settings, *(study["values"] for study in plan.studies.values() if study["like"])]
+    said += [settings for row in plan.rows for settings in (row.fixed, row.space)]
+    beyond = any("train_stages" in settings for settings in said)
     vectors = {"encoder": config.encoder, "n_generated": _most_samples(files, plan), "embed_all": beyond}
     embed(files, make_config(EmbedConfig, dataset=files.name, overrides=vectors), kinds=_kinds(files, plan))
     state = _state(files, plan, config)
@@ -272,14 +274,12 @@ def draw_settings(
 def _check_keys(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
     for key in given:
         if key not in known:
-            raise ConfigError(
-                f"{where}: unknown key {key!r}{suggest(key, known) or '; known: ' + ', '.join(known) + '.'}"
-            )
+            raise ConfigError(f"{where}: unknown key {key!r}{suggest_or_list(key, known)}")
 
 
 def _known(name: str, rows: Mapping[str, Row], where: str) -> str:
     if name not in rows:
-        raise ConfigError(f"{where}: no row {name!r}{suggest(name, rows) or '; rows: ' + ', '.join(rows) + '.'}")
+        raise ConfigError(f"{where}: no row {name!r}{suggest_or_list(name, rows, 'rows')}")
     return name
 
 
@@ -412,17 +412,15 @@ def _kinds(files: DatasetFiles, plan: Plan) -> list[str]:
 def _variants(files: DatasetFiles, row: Row, plan: Plan) -> list[dict[str, Any]]:
     """The settings of a row with every value, searched or studied, of the keys that decide which texts and language
     models it reads."""
-    searched = [{}, *_points({key: row.space[key] for key in _DECIDES if key in row.space})]
+    axes = {key: row.space[key] for key in _DECIDES if key in row.space}
+    searched = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    searched += [{}] if axes else []  # the shipped values are tried, too
     studied = [
         {key: value} for study in plan.studies.values() if row.row in study["like"]
         for key, values in study["values"].items() if key in _DECIDES for value in values
     ]  # fmt: skip
     shipped = _shipped(files, row, plan)
     return [{**shipped, **one, **other} for one in searched for other in ({}, *studied)]
-
-
-def _points(space: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    return [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
 
 
 def _generators(files: DatasetFiles, row: Row, plan: Plan) -> list[str]:
@@ -458,8 +456,8 @@ def _state(files: DatasetFiles, plan: Plan, config: BenchmarkConfig) -> str:
     read += [files.stage("sft"), files.stage("reward")]
     read += [files.split(name, part) for _, _, name in _drawn(plan) for part in PARTS]
     models = [
-        [row.row, path.name, cached_file_hash(path)] for row in plan.rows for settings in _variants(files, row, plan)
-        for path in language_model_files(row.model, settings, files.name) if path.is_file()
+        [row.row, results.named_hashes(language_model_files(row.model, settings, files.name))]
+        for row in plan.rows for settings in _variants(files, row, plan)
     ]  # fmt: skip
     encoder = encoder_hash(encoder_folder(config.encoder))
     depends_on = [recbole.__version__, torch.__version__, encoder, results.file_hashes(read), models]
@@ -537,11 +535,10 @@ def _final_jobs(files, plan: Plan, config: BenchmarkConfig, folder: Path, chosen
 def _train(files, jobs: Sequence[Job], path: Path, state: str, processes: int) -> list[dict]:
     """The rows of ``jobs``. A study's job whose value is that of the table is a job of the table: its row is copied."""
     of_table = {_run_of(job): job for job in jobs if job.more["study"] == "table"}
-    shipped = {model: _shipped_with(files, model) for model in {job.model for job in jobs}}
     copies = [
         (job, of_table[_run_of(job)]) for job in jobs
         if job.more["study"] != "table" and _run_of(job) in of_table
-        and _has(of_table[_run_of(job)], shipped[job.model], job.more["varied"])
+        and _has(files, of_table[_run_of(job)], job.more["varied"])
     ]  # fmt: skip
     names = {id(job) for job, _ in copies}
     done = run_jobs([job for job in jobs if id(job) not in names], path, state, processes, _say("trained"))
@@ -551,9 +548,9 @@ def _train(files, jobs: Sequence[Job], path: Path, state: str, processes: int) -
     return list(done.values())
 
 
-def _has(job: Job, shipped: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    """Whether ``job`` runs with ``settings``, its own or the ``shipped`` ones of its model and dataset."""
-    known = {**shipped, **job.overrides}
+def _has(files: DatasetFiles, job: Job, settings: Mapping[str, Any]) -> bool:
+    """Whether ``job`` runs with ``settings``, its own or the shipped ones."""
+    known = {**_shipped_with(files, job.model), **job.overrides}
     return all(key in known and known[key] == value for key, value in settings.items())
 
 
@@ -595,8 +592,9 @@ def _shipped(files: DatasetFiles, row: Row, plan: Plan) -> dict[str, Any]:
     return {**_shipped_with(files, row.model), **plan.settings, **row.fixed}
 
 
-def _shipped_with(files: DatasetFiles, model: str) -> dict[str, Any]:
-    """The settings that ship with the package, the model and the dataset; later ones win."""
+@functools.cache
+def _shipped_with(files: DatasetFiles, model: str) -> Mapping[str, Any]:
+    """The settings that ship with the package, the model and the dataset; later ones win. The files are read once."""
     paths = [properties_file(f"{name}.yaml") for name in ("overall", f"model/{model}", f"dataset/{files.name}")]
     return {key: value for path in paths if path.exists() for key, value in load_properties(path).items()}
 

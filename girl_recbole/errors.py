@@ -32,3 +32,9 @@ def suggest(word: str, known: Iterable[str]) -> str:
     by_lower = {name.lower(): name for name in known}
     near = difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0.5)
     return f" - did you mean {by_lower[near[0]]!r}?" if near else ""
+
+
+def suggest_or_list(word: str, known: Iterable[str], called: str = "known") -> str:
+    """What :func:`suggest` says; where none is near, ``; known: a, b.``, all of them."""
+    known = list(known)
+    return suggest(word, known) or f"; {called}: {', '.join(known)}."

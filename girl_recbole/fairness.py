@@ -323,15 +323,15 @@ def _compared(files, config, swaps: Sequence[Swap], regenerate: bool, saved_fold
     ]
     if not regenerate:
         return compared
-    if not any(jds.values()):
+    if not jds:
         lacking = "has none of these seekers" if files.gdoc(generator).exists() else "is not there"
         raise ConfigError(f"fairness_regenerate: {files.gdoc(generator)} {lacking}, so there is no JD to write anew.")
-    without = [user for user in users if not jds.get(user)]
+    without = [user for user in users if user not in jds]
     if without:
         _log.warning("%s: no JD of %d of %d seekers (first: %s), for whom none is written anew.", files.gdoc(generator),
                      len(without), len(users), some_of(without))  # fmt: skip
-        users = [user for user in users if jds.get(user)]
-        swaps = [swap for swap in swaps if jds.get(swap.user)]
+        users = [user for user in users if user in jds]
+        swaps = [swap for swap in swaps if swap.user in jds]
     write = _writer(files, generator, saved_folder)
     count = {user: len(jds[user]) for user in users}
     base = write([(cvs[user], cvs[user], count[user]) for user in users])

@@ -46,7 +46,7 @@ from recbole.utils import argument_list, get_model
 
 from girl_recbole.atomic import PARTS, SPLITS, DatasetFiles
 from girl_recbole.config import check_keys, documented_keys, known_keys, load_properties, parse_value, properties_file
-from girl_recbole.errors import ConfigError, DataError, suggest
+from girl_recbole.errors import ConfigError, DataError, suggest, suggest_or_list
 from girl_recbole.manifest import cached_file_hash, read_manifest
 from girl_recbole.plugin import MODELS
 from girl_recbole.shipped import locate, shipped_folder
@@ -168,8 +168,7 @@ class Config(StockConfig):
         metrics = [metrics] if isinstance(metrics, str) else metrics
         for metric in metrics:
             if metric.lower() not in metric_types:
-                suggestion = suggest(metric, metric_types) or f"; known: {', '.join(sorted(metric_types))}."
-                raise ConfigError(f"metrics: unknown metric {metric!r}{suggestion}")
+                raise ConfigError(f"metrics: unknown metric {metric!r}{suggest_or_list(metric, sorted(metric_types))}")
         valid = str(self.final_config_dict["valid_metric"]).split("@")[0].lower()
         if valid not in [metric.lower() for metric in metrics]:
             raise ConfigError(f"valid_metric: {valid!r} is not one of the metrics {', '.join(metrics)}.")
@@ -179,7 +178,7 @@ class Config(StockConfig):
     def _split_files(self, files: DatasetFiles) -> list[str] | None:
         split = str(self.final_config_dict["split"])
         if split.partition("-")[0] not in SPLITS:
-            raise ConfigError(f"split: {split!r} is unknown{suggest(split, SPLITS) or '; known: ' + ', '.join(SPLITS)}")
+            raise ConfigError(f"split: {split!r} is unknown{suggest_or_list(split, SPLITS)}")
         rule, _, suffix = split.partition("-")
         command = f"girl split {files.name} --split={rule}" + (f" --split_suffix={suffix}" if suffix else "")
         missing = [path.name for part in PARTS if not (path := files.split(split, part)).exists()]

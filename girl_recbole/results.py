@@ -38,6 +38,7 @@ __all__ = [
     "code_version",
     "file_hashes",
     "machine",
+    "named_hashes",
     "oracle_probabilities",
     "peak_memory_mb",
     "plain",
@@ -99,7 +100,12 @@ def oracle_probabilities(path: Path, users: Iterable[str], items: Iterable[str])
 
 def file_hashes(paths: Iterable[Path]) -> dict[str, str]:
     """``{file name: sha256}`` of those of ``paths`` that exist."""
-    return {path.name: cached_file_hash(path) for path in paths if path.is_file()}
+    return dict(named_hashes(paths))
+
+
+def named_hashes(paths: Iterable[Path]) -> list[tuple[str, str]]:
+    """(file name, sha256) of those of ``paths`` that exist, for files of several folders, whose names may be equal."""
+    return [(path.name, cached_file_hash(path)) for path in paths if path.is_file()]
 
 
 @functools.cache

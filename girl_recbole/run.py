@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from girl_recbole.config import load_properties, parse_overrides
-from girl_recbole.errors import ConfigError, DataError, GirlError, suggest
+from girl_recbole.errors import ConfigError, DataError, GirlError, suggest_or_list
 
 __all__ = ["main", "run_experiment"]
 
@@ -308,8 +308,7 @@ def _check_dataset(config) -> None:
         return
     beside = [path.name for path in folder.parent.glob("*") if path.is_dir()] if folder.parent.exists() else []
     known = sorted({*beside, "jobrec-sim", "ml-100k"})
-    suggestion = suggest(name, known) or f"; known: {', '.join(known)}."
-    raise DataError(f"{folder}: no such dataset{suggestion}")
+    raise DataError(f"{folder}: no such dataset{suggest_or_list(name, known)}")
 
 
 def _check_predictions(config) -> None:

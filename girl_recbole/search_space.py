@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from girl_recbole.errors import ConfigError, suggest
+from girl_recbole.errors import ConfigError, suggest_or_list
 
 __all__ = ["Parameter", "canonical", "draws", "grid", "parse_params_file", "parse_space", "size"]
 
@@ -155,7 +155,7 @@ def _parameter(value: Any, where: str) -> Parameter:
                           f"value belongs to fixed.")  # fmt: skip
     ((kind, values),) = value.items()
     if kind not in _KINDS:
-        raise ConfigError(f"{where}: unknown kind {kind!r}{suggest(kind, _KINDS) or '; known: ' + ', '.join(_KINDS)}.")
+        raise ConfigError(f"{where}: unknown kind {kind!r}{suggest_or_list(kind, _KINDS)}")
     if kind == "choice":
         return _choice(values, where)
     numbers = 3 if kind == "quniform" else 2

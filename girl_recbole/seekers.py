@@ -97,17 +97,17 @@ def find_seekers(files: DatasetFiles, wanted: np.ndarray, stages: Iterable[str] 
             f"{files.udoc}: {len(missing)} of {len(wanted)} seekers have no CV ({some_of(missing)}); each needs one."
         )
     found = as_keys(keys)
-    if by_seeker:
-        _, firsts, which = np.unique(found, return_index=True, return_inverse=True)
-        whose = as_keys(owners)
-        pairs = ((found[first : first + 1].tobytes(), whose[first : first + 1].tobytes()) for first in firsts)
-        found = as_keys(_pair(*pair) for pair in pairs)[which]
     order = np.argsort(found, kind="stable")  # of equal keys the first comes first
     first = np.zeros(len(found), bool)
     first[order[:1]] = True
     for at in range(1, len(order), _ROWS):
         here = order[at : at + _ROWS]
         first[here] = found[here] != found[order[at - 1 : at - 1 + len(here)]]
+    if by_seeker:
+        whose, starts, which = as_keys(owners), first[order], np.empty(len(order), np.int64)
+        pairs = ((found[at : at + 1].tobytes(), whose[at : at + 1].tobytes()) for at in order[starts])
+        which[order] = np.cumsum(starts) - 1
+        found = as_keys(_pair(*pair) for pair in pairs)[which]
     return Seekers(np.frombuffer(places, np.int64), found, first, digest.hexdigest(), udoc_sha256, empty, by_seeker)
 
 

@@ -163,10 +163,9 @@ class Shards:
         """(n,) the row of each of ``keys``, -1 where there is none."""
         if len(self._sorted) < len(self._shard):  # shards were added
             self._sorted, self._order = as_keys(b""), np.empty(0, np.int32)  # the old ones before the new ones
-            held = as_keys(self._keys)  # a view, gone when this is done: what is viewed cannot grow
+            held = as_keys(self._keys)  # a view, gone when this returns: what is viewed cannot grow
             self._order = np.argsort(held, kind="stable").astype(np.int32)
             self._sorted = held[self._order]
-            del held
         if not len(self._sorted):
             return np.full(len(keys), -1)
         at = np.minimum(np.searchsorted(self._sorted, keys), len(self._sorted) - 1)

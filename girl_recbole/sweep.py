@@ -37,7 +37,6 @@ from typing import Any
 
 from girl_recbole.config import check_keys, load_properties, properties_file
 from girl_recbole.errors import ConfigError, suggest
-from girl_recbole.manifest import cached_file_hash
 from girl_recbole.search_space import Parameter, canonical, parse_params_file, parse_space
 from girl_recbole.trials import best_of, final_runs, search
 from girl_recbole.workers import Workers
@@ -223,7 +222,7 @@ def _plan(model, dataset, split, space, how, seed, fixed, data_path) -> _Plan:
     depends_on = {
         "code": _code_hash(model),
         "versions": _versions(),
-        "data": [[path.name, cached_file_hash(path)] for path in _data_files(config, space) if path.is_file()],
+        "data": results.named_hashes(_data_files(config, space)),
         "config": {key: value for key, value in settings.items() if key not in space},
         "space": {key: [parameter.kind, parameter.values] for key, parameter in space.items()},
         "search": how,

@@ -32,7 +32,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
-from girl_recbole.errors import ConfigError, GirlError, suggest
+from girl_recbole.errors import ConfigError, GirlError, suggest_or_list
 from girl_recbole.search_space import Parameter, canonical, draws, grid, size
 
 __all__ = ["best_of", "final_runs", "search"]
@@ -274,9 +274,7 @@ class _Log:
 def _budget(space: Mapping[str, Parameter], how: str, trials: int | None) -> int:
     """How many trials there will be."""
     if how not in SEARCHES:
-        raise ConfigError(
-            f"search: {how!r} is unknown{suggest(how, SEARCHES) or '; known: ' + ', '.join(SEARCHES) + '.'}"
-        )
+        raise ConfigError(f"search: {how!r} is unknown{suggest_or_list(how, SEARCHES)}")
     if trials is not None and trials < 1:
         raise ConfigError(f"trials: {trials}; at least 1 is required.")
     end = len(grid(space)) if how == "grid" else size(space)

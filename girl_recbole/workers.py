@@ -20,7 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from typing import Any
 
-from girl_recbole.errors import ConfigError, suggest
+from girl_recbole.errors import ConfigError, suggest_or_list
 
 __all__ = ["Here", "Workers", "cores"]
 
@@ -51,7 +51,7 @@ class Workers:
         if jobs is not None and jobs < 1:
             raise ConfigError(f"jobs: {jobs}; at least 1 is required.")
         if engine not in ENGINES:
-            raise ConfigError(f"engine: {engine!r} is unknown{suggest(engine, ENGINES) or '; known: local, ray.'}")
+            raise ConfigError(f"engine: {engine!r} is unknown{suggest_or_list(engine, ENGINES)}")
         self._tune = _tune(jobs) if engine == "ray" else None
         self.jobs = self._tune.jobs if self._tune else jobs or cores()
         self._lanes = [] if self._tune else [_Lane() for _ in range(self.jobs)]

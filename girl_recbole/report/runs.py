@@ -209,7 +209,7 @@ def _what(row: Mapping[str, Any]) -> str:
     if "depends_on" not in row:
         return json.dumps([row.get("timestamp"), row.get("error")])
     number = row.get("seed") if row.get("final") else row.get("trial")
-    return json.dumps([row.get("depends_on"), row.get("final"), row.get("settings"), number], sort_keys=True)
+    return json.dumps([row["depends_on"], row.get("final"), row.get("settings"), number], sort_keys=True)
 
 
 def read_json(path: Path, what: str, kind: type = dict, key: str | None = None) -> Any:
